@@ -1,0 +1,64 @@
+"README.md from the stored outputs of index.ipynb; with `--check` it fails if README.md is out of date"
+import re, sys
+from pathlib import Path
+
+import nbformat
+from bs4 import BeautifulSoup
+from nbconvert import MarkdownExporter
+
+ROOT, PICTURES = Path(__file__).parents[2], "nbs/images/readme"
+DIRECTIVE = re.compile(r"^\s*#\s*\|\s*(.+?)\s*$\n?", re.M)
+
+
+def markdown_table(html):
+    "The table in `html`, such as pandas makes of a DataFrame"
+    text = lambda cell: [cell.get_text(" ", strip=True).replace("|", r"\|")] * int(cell.get("colspan", 1))
+    rows = [sum(map(text, row.find_all(["th", "td"])), []) for row in html.find_all("tr")]
+    if len({len(row) for row in rows}) > 1: sys.exit("a table whose rows are merged has no Markdown; show `table.reset_index()`")
+    heads = len(html.thead.find_all("tr")) if html.thead else 1
+    head = [" ".join(filter(None, column)) for column in zip(*rows[:heads])]  # a named index has a row of its own
+    ruler = [":--"] + ["--:"] * (len(head) - 1)
+    return "\n".join("| " + " | ".join(row) + " |" for row in [head, ruler, *rows[heads:]])
+
+
+def readable(output):
+    "`output` with a table as Markdown, which GitHub and PyPI show well, in place of HTML"
+    data = output.get("data", {})
+    html = BeautifulSoup("".join(data.get("text/html", "")), "html.parser")
+    if html.table and "text/markdown" not in data: data["text/markdown"] = markdown_table(html)
+    if "text/markdown" in data: data.pop("text/html", None)
+    return output
+
+
+def shown(cell):
+    "The cell without its directives, or None if it is hidden; `#| fig-alt:` describes its picture"
+    directives = DIRECTIVE.findall(cell.source)
+    cell.source = DIRECTIVE.sub("", cell.source).strip("\n")
+    if {"hide", "include: false"} & {*directives} or not cell.source: return None
+    if "echo: false" in directives: cell.metadata["transient"] = {"remove_source": True}
+    if cell.cell_type == "code": cell.outputs = [] if "output: false" in directives else [readable(output) for output in cell.outputs]
+    cell.metadata["alt"] = next((d.partition(":")[2].strip() for d in directives if d.startswith("fig-alt:")), "a figure")
+    return cell
+
+
+def readme():
+    "{path: bytes} of README.md and its pictures"
+    nb = nbformat.read(ROOT/"index.ipynb", 4)
+    nb.cells = [cell for cell in map(shown, nb.cells) if cell]
+    nb.metadata["language_info"] = {"name": "python"}  # nbdev_clean drops it
+    text, made = MarkdownExporter().from_notebook_node(nb, resources={"output_files_dir": PICTURES, "unique_key": "fig"})
+    text = re.sub(r"!\[png\]\((\S+/fig_(\d+)_)", lambda found: f"![{nb.cells[int(found[2])].metadata.alt}]({found[1]}", text)
+    text = re.sub(r"\n{3,}", "\n\n", re.sub(r"[ \t]+$", "", text, flags=re.M)).strip()
+    head = "<!-- Made from index.ipynb: edit that, then run `python nbs/_sphinx/readme.py` -->\n\n"
+    return {ROOT/"README.md": (head + text + "\n").encode()} | {ROOT/name: data for name, data in made["outputs"].items()}
+
+
+wanted = readme()
+unwanted = set((ROOT/PICTURES).glob("*")) - set(wanted)
+if "--check" in sys.argv:
+    stale = [str(path.relative_to(ROOT)) for path, data in wanted.items() if not path.exists() or path.read_bytes() != data]
+    if stale or unwanted: sys.exit(f"out of date, run `python nbs/_sphinx/readme.py`: {' '.join([*stale, *(path.name for path in unwanted)])}")
+else:
+    (ROOT/PICTURES).mkdir(parents=True, exist_ok=True)
+    for path in unwanted: path.unlink()
+    for path, data in wanted.items(): path.write_bytes(data)

@@ -1,0 +1,123 @@
+"What holds for the repository as a whole: exported code, README.md, stored outputs, imports"
+import ast, base64, json, os, re, shutil, subprocess, sys
+from pathlib import Path
+
+import pytest
+from execnb.nbio import nb2str
+from nbdev.clean import clean_nb
+
+ROOT = Path(__file__).parents[2]
+
+
+def python(*args, cwd=ROOT):
+    "What Python prints; its error is ours"
+    env = {key: value for key, value in os.environ.items() if key != "IN_TEST"}  # with it, nbdev_export does nothing
+    done = subprocess.run([sys.executable, *args], cwd=cwd, env=env, capture_output=True, text=True)
+    if done.returncode: pytest.fail(done.stdout + done.stderr, pytrace=False)
+    return done.stdout
+
+
+def read(path): return (ROOT/path).read_text(encoding="utf-8")
+
+
+def files():
+    "What is in the repository, or would be with the next `git add`"
+    if not (ROOT/".git").exists(): pytest.skip("not a git repository")
+    names = subprocess.check_output("git ls-files -z --cached --others --exclude-standard".split(), cwd=ROOT, text=True).split("\0")
+    return sorted({Path(name) for name in names if name and (ROOT/name).is_file()})
+
+
+def notebooks(): return [path for path in files() if path.suffix == ".ipynb" and not (ROOT/path).is_symlink()]
+
+
+def test_export_changes_nothing(tmp_path):
+    "advlook/*.py is what the notebooks export, and nothing else"
+    for path in files():
+        if path.parts[0] not in ("nbs", "index.ipynb", "settings.ini"): continue
+        (tmp_path/path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT/path, tmp_path/path, follow_symlinks=False)
+    (tmp_path/"advlook").mkdir()
+    python("-c", "from nbdev.doclinks import nbdev_export; nbdev_export()", cwd=tmp_path)
+    new, old = ({path.name: path.read_bytes() for path in (root/"advlook").glob("*.py")} for root in (tmp_path, ROOT))
+    assert len(new) > 2
+    stale = sorted(name for name in new | old if new.get(name) != old.get(name))
+    assert not stale, f"not what the notebooks export: {stale}; run `nbdev_export`, and delete what no notebook exports"
+
+
+def test_readme_is_current():
+    python("nbs/_sphinx/readme.py", "--check")
+    for command in "pip install . && advlook look", "pip install -e '.[dev]' && pytest": assert command in read("README.md")
+
+
+def test_notebooks_are_clean():
+    unclean = []
+    for path in notebooks():
+        nb = json.loads(read(path))
+        clean_nb(nb)
+        if nb2str(nb) != read(path): unclean.append(str(path))
+    assert not unclean, f"run `nbdev_clean`: {unclean}"
+
+
+def test_stored_outputs():
+    "No errors, and nothing that makes a page slow to open"
+    wrong = [f"{path} is over 1 MB" for path in notebooks() if (ROOT/path).stat().st_size > 1e6]
+    for path in notebooks():
+        outputs = [(i, out) for i, cell in enumerate(json.loads(read(path))["cells"]) for out in cell.get("outputs", [])]
+        wrong += [f"cell {i} of {path} stores an error" for i, out in outputs if out["output_type"] == "error"]
+        pictures = [(i, len(base64.b64decode("".join(data)))) for i, out in outputs for kind, data in out.get("data", {}).items() if kind in ("image/png", "image/jpeg")]
+        wrong += [f"cell {i} of {path} stores a picture of {size / 1e3:.0f} kB" for i, size in pictures if size > 200e3]
+    assert not wrong
+
+
+@pytest.mark.parametrize("module", ["advlook.attacks", "advlook.gradients"])
+def test_import_is_light(module):
+    heavy = "torchvision timm datasets pandas matplotlib scipy accelerate cv2 typer jinja2 IPython ipywidgets"
+    print(python("-c", f"""if True:
+        import sys, time, torch
+        before, start = set(sys.modules), time.perf_counter()
+        import {module}
+        print(f"{module}: {{time.perf_counter() - start:.3f}} s beyond torch")
+        heavy = {set(heavy.split())} & (sys.modules.keys() - before)
+        assert not heavy, f"import {module} imports {{heavy}}"
+    """))
+
+
+def test_help_needs_no_torch():
+    shown = python("-c", "import sys; sys.modules['torch'] = None; sys.argv = ['advlook', '--help']; from advlook.cli import main; main()")
+    assert "look" in shown
+
+
+def imported(path):
+    "(module, names) of each import, wherever in the file it stands"
+    for node in ast.walk(ast.parse(read(path), filename=path)):
+        if isinstance(node, ast.Import): yield from ((alias.name, []) for alias in node.names)
+        if isinstance(node, ast.ImportFrom): yield "advlook." * node.level + (node.module or ""), [alias.name for alias in node.names]
+
+
+@pytest.mark.filterwarnings("error")  # a backslash in a docstring, which Python 3.12 complains of
+def test_modules_lean_on_lower_ones():
+    "So there are no cycles and chapters can be read in order; nbdev and fastcore stay out of what is installed"
+    sources = [(path, "".join(cell["source"])) for path in notebooks() for cell in json.loads(read(path))["cells"]]
+    number = {name: int(path.name[:2]) for path, source in sources for name in re.findall(r"^#\| *default_exp (\w+)", source)}
+    for name in number:
+        for module, names in imported(f"advlook/{name}.py"):
+            top, *rest = module.strip(".").split(".")
+            assert top not in ("nbdev", "fastcore", "execnb"), f"advlook/{name}.py imports {module}"
+            for used in (rest[:1] or names) if top == "advlook" else []:
+                assert number.get(used, -1) < number[name], f"{number[name]:02}_{name} imports {number[used]:02}_{used}"
+
+
+def test_top_level():
+    allowed = "nbs advlook settings.ini setup.py README.md index.ipynb .github pyproject.toml MANIFEST.in LICENSE .gitignore .ci"
+    assert {path.parts[0] for path in files()} <= set(allowed.split())
+
+
+def test_nothing_private():
+    "No paths of somebody's machine and no addresses of package mirrors, in sources or in stored outputs"
+    private = re.compile(r"(?<![\w./~-])/(work|root|tmp|opt|home|Users|mnt)/\w\S*|index[-]url|find[-]links|python[h]osted")
+    found = {}
+    for path in files():
+        data = (ROOT/path).read_bytes()
+        match = b"\0" not in data and private.search(data.decode(errors="replace").replace("\\n", "\n"))
+        if match: found[str(path)] = match[0]
+    assert not found
