@@ -67,7 +67,7 @@ CATALOG: dict[str, dict] = {
     "imagenette": dict(hub="frgfm/imagenette", config="160px", revision="refs/convert/parquet", splits=dict(train="train", test="validation"), classes=10, train=9_469, test=3_925, **(_IMAGENET | dict(size=128))),
 }
 
-# %% ../nbs/03_data.ipynb #238e727d
+# %% ../nbs/03_data.ipynb #78028b4f
 def local_folder(
     name: str | Path,  # a data set or a folder
 ) -> Path | None:  # the folder, if there is one
@@ -78,19 +78,23 @@ def local_folder(
 
 
 @cache
-def hub_answers(timeout: float = 3) -> bool:
-    "Does the hub answer? One attempt, remembered for the life of the process"
+def hub_answers(timeout: float = 2) -> bool:
+    "Does the hub answer? One attempt of at most `timeout` seconds, remembered for the life of the process"
+    import threading
     import urllib.error
     import urllib.request
-    from concurrent.futures import ThreadPoolExecutor
     from huggingface_hub import constants
-    if constants.HF_HUB_OFFLINE: return False
-    knock = lambda: urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=timeout)
-    pool = ThreadPoolExecutor(1)
-    try: pool.submit(knock).result(timeout + 1); return True   # a name server can hang longer than the timeout
-    except urllib.error.HTTPError: return True                 # it said no, but it answered
-    except Exception: return False
-    finally: pool.shutdown(wait=False)
+    answers = []
+
+    def knock():
+        try: urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=timeout); answers.append(True)
+        except urllib.error.HTTPError: answers.append(True)   # it said no, but it answered
+        except Exception: pass
+
+    if not constants.HF_HUB_OFFLINE:
+        thread = threading.Thread(target=knock, daemon=True)   # a name server can hang for longer than any timeout
+        thread.start(); thread.join(timeout + 0.5)
+    return bool(answers)
 
 
 def find_source(

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['save_model', 'read_weights', 'fit_weights', 'load_checkpoint', 'bundled', 'load_trio', 'manifest']
 
-# %% ../nbs/05_zoo.ipynb #cbe63f0b
+# %% ../nbs/05_zoo.ipynb #b04e1ba1
+import difflib
 import hashlib
 import json
 import pickle
@@ -31,13 +32,15 @@ def save_model(
     with atomic(path) as part: save_file(tensors, part, about)
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
-# %% ../nbs/05_zoo.ipynb #3a064fea
+# %% ../nbs/05_zoo.ipynb #28c798ad
 def read_weights(
     path: str | Path,  # .safetensors, or what torch.save wrote
 ) -> tuple[dict[str, Tensor], dict[str, str]]:  # the tensors, and what the header says
     "The tensors of a checkpoint, without running code. ValueError if it can't be read"
     path = Path(path).expanduser()
-    if not path.is_file(): raise ValueError(f"there is no checkpoint {path.name!r} in {str(path.parent)!r}")
+    if not path.is_file():
+        near = difflib.get_close_matches(path.name, [f.name for f in path.parent.glob("*") if f.is_file()], n=3, cutoff=0.5)
+        raise ValueError(f"there is no checkpoint {path.name!r} in {str(path.parent)!r}" + (f"; did you mean {' or '.join(near)}?" if near else ""))
     try:
         if path.suffix == ".safetensors":
             from safetensors import safe_open

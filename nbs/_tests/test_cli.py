@@ -1,0 +1,131 @@
+"The command line as a stranger meets it: a subprocess, real files, wrong input, no network, kill -9"
+import json, os, signal, subprocess, sys, time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+CLASSES = "airplane automobile bird cat deer dog frog horse ship truck".split()
+
+
+@pytest.fixture
+def advlook(tmp_path):
+    "Runs the command in an empty folder with an empty cache; the hub is out of reach"
+    def run(*words, start=False, **env):
+        env = {k: v for k, v in os.environ.items() if k != "ADVLOOK_DATA"} | dict(ADVLOOK_CACHE=str(tmp_path/"cache"), HF_HOME=str(tmp_path/"hub"), HF_ENDPOINT="http://127.0.0.1:9", OMP_NUM_THREADS="1") | env
+        process = subprocess.Popen([sys.executable, "-m", "advlook.cli", *map(str, words)], cwd=tmp_path, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        if start: return process
+        out, err = process.communicate(timeout=300)
+        return process.returncode, out, err
+    return run
+
+
+@pytest.fixture
+def photos(tmp_path):
+    "Two classes of little pictures, for train and test"
+    rng = np.random.default_rng(0)
+    for split, n in ("train", 40), ("test", 10):
+        for c, name in enumerate(["dark", "light"]):
+            (tmp_path/"photos"/split/name).mkdir(parents=True)
+            for i in range(n): Image.fromarray((rng.integers(0, 120, (32, 32, 3)) + 120 * c).astype("uint8")).save(tmp_path/"photos"/split/name/f"{i}.png")
+    return tmp_path/"photos"
+
+
+def leftovers(folder): return sorted(p.name for p in folder.iterdir() if p.name not in ("cache", "hub", "photos"))
+
+
+def test_look_without_data(advlook, tmp_path):
+    "Nothing at hand: it looks at a photograph, says so, and writes everything"
+    code, out, err = advlook("look", "--n", 16)
+    assert code == 0, err
+    assert "matplotlib" in out and "ADVLOOK_DATA" in out and "look scale" in out and "own prediction" in out
+    report = tmp_path/"advlook-report"
+    assert {"index.html", "report.json", "curves.csv", "robustness.csv", "maps-loss-grad.png"} <= {p.name for p in report.iterdir()}
+    told = json.loads((report/"report.json").read_text())
+    assert told["how_made"]["command"] == "advlook look --n 16 --seed 0" and "torch" in told["how_made"]["versions"]
+    assert all(str(tmp_path) not in p.read_text() for p in report.iterdir() if p.suffix in (".html", ".json", ".csv"))
+
+
+def test_same_seed_same_numbers(advlook, tmp_path):
+    for out in "a", "b": assert advlook("look", "--n", 8, "--out", out)[0] == 0
+    for name in "robustness.csv", "scales.csv", "curves.csv": assert (tmp_path/"a"/name).read_bytes() == (tmp_path/"b"/name).read_bytes()
+
+
+def test_own_models_and_photos(advlook, photos, tmp_path):
+    "Two checkpoints, made by the command itself, of two architectures, on a folder of pictures"
+    for arch in "resnet20", "alexnet_bn_small":
+        code, out, err = advlook("train", photos, "--arch", arch, "--epochs", 2, "--batch-size", 16, "--learning-rate", 0.02, "--objective", "fgsm", "--out", arch)
+        assert code == 0, err
+        told = json.loads((tmp_path/arch/"manifest.json").read_text())
+        assert told["command"].startswith(f"advlook train photos --arch {arch} --objective fgsm") and told["metrics"].keys() == {"test_accuracy", "test_robust_accuracy"}
+        assert str(tmp_path) not in (tmp_path/arch/"manifest.json").read_text()
+    code, out, err = advlook("look", "--models", "A=resnet20/model.safetensors", "--models", "B=alexnet_bn_small/model.safetensors", "--data", photos, "--out", "r")
+    assert code == 0, err
+    assert "20 images of photos (test)" in out and "than A (ratio" in out
+    code, out, err = advlook("look", "--models", "A=resnet20/model.safetensors", "--data", photos/"test"/"light", "--n", 4, "--out", "r")
+    assert code == 0 and "no labels" in out, err
+
+
+WRONG = {
+    "no such data set": (["look", "--data", "cifar11"], ["cifar11", "cifar10"]),
+    "only on the hub": (["look", "--data", "cifar100"], ["cifar100", "ADVLOOK_DATA"]),
+    "no such checkpoint": (["look", "--models", "A=photos/test/light/01.png"], ["01.png", "did you mean", "1.png"]),
+    "no such architecture": (["look", "--models", "A=weights.pt:resnet_20"], ["resnet_20", "resnet20"]),
+    "keys that do not fit": (["look", "--models", "A=weights.pt:resnet20"], ["weights.pt", "stem.0.weight is missing", "a is unknown"]),
+    "not a checkpoint": (["look", "--models", "A=photos/test/light/1.png:resnet20"], ["1.png", "checkpoint"]),
+    "no name": (["look", "--models", "weights.pt"], ["NAME=PATH"]),
+    "an empty folder": (["look", "--data", "empty"], ["empty", "no images"]),
+    "a folder of something else": (["look", "--out", "photos", "--n", "4"], ["photos", "not an advlook report"]),
+    "out can't be written": (["look", "--out", "weights.pt/report"], ["report", "can't be written"]),
+    "no such device": (["look", "--device", "quantum"], ["quantum", "--device cpu"]),
+    "n is zero": (["look", "--n", "0"], ["0", "n"]),
+    "no such option": (["look", "--modles", "A=b"], ["--modles", "--models"]),
+    "no such objective": (["train", "photos", "--objective", "fgms", "--out", "run"], ["fgms", "std, fgsm"]),
+    "eps is no number": (["train", "photos", "--eps", "4/0", "--out", "run"], ["4/0", "4/255"]),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_input(case, advlook, photos, tmp_path):
+    "One sentence, exit code 2, nothing half-written"
+    import torch
+    (tmp_path/"empty").mkdir()
+    torch.save({"a": torch.zeros(3, 2), "b": torch.zeros(4, 3)}, tmp_path/"weights.pt")
+    before, (words, said) = leftovers(tmp_path), WRONG[case]
+    code, out, err = advlook(*words)
+    print(err)
+    assert code == 2 and out == "" and "Traceback" not in err
+    assert len(err.strip().splitlines()) == 1 and err.startswith("advlook: ") and all(s in err for s in said), err
+    assert leftovers(tmp_path) == before
+
+
+def test_hub_that_hangs(advlook):
+    "A hub that takes the connection and never answers: given up on within seconds"
+    import socket
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0)); silent.listen()
+        code, out, err = advlook("look", "--data", "svhn", HF_ENDPOINT=f"http://127.0.0.1:{silent.getsockname()[1]}")
+    assert code == 2 and "ADVLOOK_DATA" in err
+
+
+def test_killed_training_goes_on(advlook, photos, tmp_path):
+    "kill -9 after the first epoch, then the same command: the weights of a run that was left alone"
+    words = ["train", photos, "--epochs", 3, "--batch-size", 16, "--learning-rate", 0.02, "--objective", "fgsm", "--threads", 1]
+    assert advlook(*words, "--out", "whole")[0] == 0
+    process = advlook(*words, "--out", "killed", start=True)
+    process.stdout.readline(); process.send_signal(signal.SIGKILL); process.wait()
+    assert (tmp_path/"killed"/"checkpoint.pt").exists() and not (tmp_path/"killed"/"model.safetensors").exists()
+    code, out, err = advlook(*words, "--out", "killed")
+    assert code == 0 and not out.startswith("epoch 1,"), out + err
+    assert (tmp_path/"killed"/"model.safetensors").read_bytes() == (tmp_path/"whole"/"model.safetensors").read_bytes()
+
+
+def test_interrupted_look_leaves_nothing(advlook, tmp_path):
+    process = advlook("look", "--n", 64, start=True)
+    for _ in range(600):
+        if list(tmp_path.glob(".advlook-report.*.part")): break
+        time.sleep(0.1)
+    time.sleep(1); process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in err and leftovers(tmp_path) == []
