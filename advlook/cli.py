@@ -51,7 +51,7 @@ def open_models(options: list[str]) -> dict[str, "nn.Module"]:
     if len({name for name, _, _ in parsed}) < len(parsed): raise ValueError(f"each model needs a name of its own, but they are {', '.join(name for name, _, _ in parsed)}")
     return {name: load_checkpoint(path, architecture) for name, path, architecture in parsed}
 
-# %% ../nbs/62_cli.ipynb #832e41ff
+# %% ../nbs/62_cli.ipynb #2dbda437
 def common_size(models: dict[str, "nn.Module"]) -> int | None:
     "The side of the images that the models expect; ValueError if they differ"
     sizes = {name: m.preparation["input_size"][-1] for name, m in models.items() if "input_size" in getattr(m, "preparation", {})}
@@ -65,24 +65,25 @@ def open_images(data: str | None, n: int, seed: int, models: dict[str, "nn.Modul
     from advlook.data import example_images, load_images
     size = common_size(models)
     images = load_images(data, "test", n, seed, size) if data else example_images(n, size or 32, seed)
-    if images.y is None: return images, ([] if data else [f"No data set is at hand, so these are {images.note}."])
+    if images.y is None: return images, []
     for name, m in models.items():
         names, count = getattr(m, "class_names", None), getattr(m, "architecture", {}).get("num_classes", len(images.names or []))
         if (names and images.names and list(names) != list(images.names)) or count != len(images.names or []):
             return replace(images, y=None), [f"The classes of these images are not those of {name} ({count} classes), so the labels were not used."]
     return images, []
 
-# %% ../nbs/62_cli.ipynb #0db42709
+# %% ../nbs/62_cli.ipynb #bbec9c1a
 @app.command()
 def look(
     models: Annotated[Optional[list[str]], typer.Option(help="NAME=PATH or NAME=PATH:ARCHITECTURE; repeat for more; default: the bundled CIFAR-10 trio")] = None,
     data: Annotated[Optional[str], typer.Option(help="A data set of the catalogue, or a folder; default: CIFAR-10's test images, or else one photograph")] = None,
-    n: Annotated[int, typer.Option(min=1, help="How many images, class by class")] = 500,
+    n: Annotated[int, typer.Option(help="How many images, class by class")] = 500,
     out: Annotated[Path, typer.Option(help="Folder for the report; an earlier report there is replaced")] = Path("advlook-report"),
     seed: Annotated[int, typer.Option(min=0, help="Of the sample of images, random starts and intervals")] = 0,
     device: Annotated[Optional[str], typer.Option(help="cpu or cuda; default: a GPU if there is one")] = None,
 ) -> None:
     "Measure what models look at, print a table, and write a report with figures"
+    if n < 1: raise ValueError(f"--n is the number of images, at least 1, but it is {n}")
     from advlook.report import report, whole_folder
     with whole_folder(out, check=True): pass   # an output folder that can't be written is better known now than in a minute
     nets = open_models(models or [])
@@ -108,7 +109,7 @@ def public_command(models, data, n, seed) -> str:
     for name, path, architecture in map(parse_model, models or []): words += ["--models", f"{name}={Path(path).name}" + (f":{architecture}" if architecture else "")]
     return shlex.join([*words, *(["--data", Path(data).name] if data else []), "--n", str(n), "--seed", str(seed)])
 
-# %% ../nbs/62_cli.ipynb #c415ed4b
+# %% ../nbs/62_cli.ipynb #12d28f2e
 @app.command()
 def train(
     data: Annotated[str, typer.Argument(help="A data set of the catalogue or a folder")],
@@ -156,7 +157,7 @@ def _write_manifest(out, data, images, test, options, history, digest, eps) -> N
     from advlook.zoo import load_checkpoint
     model, attack = load_checkpoint(out / "model.safetensors"), partial(pgd, ball=Linf(eps), steps=10)
     metrics = dict(test_accuracy=accuracy(model, test), test_robust_accuracy=robust_accuracy(model, test, attack, Linf(eps)))
-    told = dict(command=" ".join(["advlook train", data, *(f"--{k.replace('_', '-')} {v}" for k, v in options.items()), f"--out {out.name}"]),
+    told = dict(command=" ".join(["advlook train", Path(data).name, *(f"--{k.replace('_', '-')} {v}" for k, v in options.items()), f"--out {out.name}"]),
                 data=dict(name=Path(data).name, train=len(images), test=len(test), sha256=content_hash(images), test_sha256=content_hash(test)),
                 **options, threads=torch.get_num_threads(), versions=versions(), attack="PGD-10, l_inf, eps " + options["eps"],
                 metrics={k: round(v, 4) for k, v in metrics.items()}, sha256=digest, history=history.round(4).to_dict("records"))

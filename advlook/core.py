@@ -188,7 +188,7 @@ def describe(thing) -> str:
     if callable(thing) and hasattr(thing, "__name__"): return thing.__name__
     return repr(thing).partition(" at 0x")[0].lstrip("<")
 
-# %% ../nbs/00_core.ipynb #641475e5
+# %% ../nbs/00_core.ipynb #536aeb0c
 @contextmanager
 def atomic(
     path: str | Path,  # the file to be
@@ -200,5 +200,6 @@ def atomic(
     try:
         yield part
         with open(part, "rb+") as file: os.fsync(file.fileno())
+        os.umask(mask := os.umask(0)); os.chmod(part, 0o666 & ~mask)   # some writers make files that only their owner can read
         os.replace(part, path)
     finally: part.unlink(missing_ok=True)

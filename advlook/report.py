@@ -98,7 +98,7 @@ def measure_robustness(
     table = pd.DataFrame(rows)
     return table if images.y is not None else table[table.metric != "accuracy"].replace({"metric": {"robust accuracy": "stability"}})[lambda t: ~t.metric.str.startswith("defense")]
 
-# %% ../nbs/61_report.ipynb #81c5165f
+# %% ../nbs/61_report.ipynb #18b62a45
 SHOWN = {("blur", 1.0): "blurred, sigma 1", ("median", 1): "after one 5 x 5 median", ("reversal", 1): "colors reversed"}
 
 
@@ -119,7 +119,7 @@ def people_table(
     curves = tables["curves"]
     for (transform, strength), word in SHOWN.items():
         part = curves[(curves["transform"] == transform) & (curves["strength"] == strength)]
-        rows.append(row(part, f"{part.metric.iloc[0]}, {word}", percent))
+        if len(part): rows.append(row(part, f"{part.metric.iloc[0]}, {word}", percent))
     return pd.DataFrame(rows).set_index("")[models]
 
 
@@ -139,7 +139,7 @@ def sentences(
         said.append(f"By {r.attribution}, {last} looks at things {factor}{verdict} than {first} (ratio {max(r.ratio, 1 / r.ratio) if factor else r.ratio:.2f}, 95 % interval {low:.2f} to {high:.2f}, {r.n} images).")
     return said
 
-# %% ../nbs/61_report.ipynb #7caa9d1f
+# %% ../nbs/61_report.ipynb #8dd802f0
 def draw_rulers(
     images: Images,
     scales: "pd.DataFrame",  # from `lookscale.summarize`, one attribution
@@ -150,7 +150,7 @@ def draw_rulers(
     figure, axes = plt.subplots(len(names), n, figsize=(1.5 * n + 1.2, 1.75 * len(names)), squeeze=False, layout="constrained")
     height, width = images.x.shape[2:]
     for line, (_, row) in zip(axes, scales.iterrows()):
-        ticks, color = np.arange(0, width + 1e-6, row.wavelength), color_of(row.model, names) if row.model != "white noise" else "0.3"
+        ticks, color = np.arange(0, width + 1e-6, row.wavelength), color_of(row.model, names)
         for axis, image in zip(line, images.x):
             axis.imshow(to_picture(image), extent=(0, width, height, 0), interpolation="nearest")
             axis.set(xticks=[], yticks=[], xlim=(0, width), ylim=(height * 1.16, 0)); axis.spines[:].set_visible(False)
@@ -160,7 +160,7 @@ def draw_rulers(
     plt.close(figure)
     return figure
 
-# %% ../nbs/61_report.ipynb #3179ad8f
+# %% ../nbs/61_report.ipynb #3a081596
 @dataclass
 class Drawing:
     "A figure with what belongs to it"
@@ -191,7 +191,7 @@ def draw_all(
         "White noise is the finest that a map can look without being made of stripes. Random, the model before training, shows what the architecture alone prints: its strides leave a fine grid.", plot_scales(tables["scales"]))
     look = "Loss Grad" if "Loss Grad" in looks else next(iter(looks))
     yield Drawing("rulers", "The same on a photo", f"The ticks of each ruler are one look scale apart ({look}). Structure much finer than the ticks hardly moves the model's answer.",
-        draw_rulers(images[:6], tables["scales"][tables["scales"].attribution == look]))
+        draw_rulers(images[:6], tables["scales"][(tables["scales"].attribution == look) & (tables["scales"].model != "white noise")]))
     try: yield Drawing("first-layers", "First layers", "The kernels of the first convolution, all models on one scale, zero at mid-grey: weak kernels look grey. "
         "The paper finds smaller values and checkerboard patterns in adversarially trained models.", show_first_layers(models))
     except ValueError: pass   # a model without convolutions has nothing to show here

@@ -32,7 +32,7 @@ def save_model(
     with atomic(path) as part: save_file(tensors, part, about)
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
-# %% ../nbs/05_zoo.ipynb #28c798ad
+# %% ../nbs/05_zoo.ipynb #2b23f1ef
 def read_weights(
     path: str | Path,  # .safetensors, or what torch.save wrote
 ) -> tuple[dict[str, Tensor], dict[str, str]]:  # the tensors, and what the header says
@@ -62,9 +62,10 @@ def fit_weights(
     "Load weights; ValueError with the keys and shapes that don't fit"
     target = model if "normalize.mean" in state else model.model
     own = target.state_dict()
-    wrong = [f"{k} is missing" for k in own if k not in state] + [f"{k} is unknown" for k in state if k not in own]
-    wrong += [f"{k} is {list(state[k].shape)} where {list(own[k].shape)} belongs" for k in own if k in state and state[k].shape != own[k].shape]
-    if wrong: raise ValueError(f"{name} does not fit the architecture {model.architecture['name']!r}: {'; '.join(wrong[:4])}" + (f"; and {len(wrong) - 4} more" if len(wrong) > 4 else ""))
+    wrong = {"is missing": [k for k in own if k not in state], "is unknown": [k for k in state if k not in own],
+             "has another shape": [f"{k} {list(state[k].shape)}, not {list(own[k].shape)}," for k in own if k in state and state[k].shape != own[k].shape]}
+    said = [f"{', '.join(keys[:3])}" + (f" and {len(keys) - 3} more" if len(keys) > 3 else "") + f" {what}" for what, keys in wrong.items() if keys]
+    if said: raise ValueError(f"{name} does not fit the architecture {model.architecture['name']!r}: " + "; ".join(said))
     target.load_state_dict(state)
     return model
 

