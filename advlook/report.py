@@ -6,7 +6,7 @@
 __all__ = ['LOOKS', 'SHOWN', 'trained', 'usable_looks', 'common_ground', 'measure_robustness', 'people_table', 'sentences',
            'draw_rulers', 'Drawing', 'draw_all', 'whole_folder', 'versions', 'how_made', 'Report', 'report']
 
-# %% ../nbs/61_report.ipynb #95d170d7
+# %% ../nbs/61_report.ipynb #0b6fb092
 import base64
 import io
 import json
@@ -36,7 +36,7 @@ from .gradients import loss_grad, vanilla_grad
 from .guided import guided_backprop
 from .lookscale import compare, look_scales, plot_scales, shared_images, summarize
 from .robustness import labels_of, survives
-from .show import color_of, show_maps, to_picture
+from .show import color_of, map_scale, show_maps, to_picture
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -160,7 +160,7 @@ def draw_rulers(
     plt.close(figure)
     return figure
 
-# %% ../nbs/61_report.ipynb #3a081596
+# %% ../nbs/61_report.ipynb #ff991e75
 @dataclass
 class Drawing:
     "A figure with what belongs to it"
@@ -184,9 +184,11 @@ def draw_all(
     "The figures of a report, one after the other"
     for look, attribution in looks.items():
         maps = {name: in_batches(attribution, m, images.x, images.y) for name, m in models.items()}
-        sure = "Where a model is sure of its answer its loss hardly changes, and the map is faint. " if attribution is loss_grad else ""
-        yield Drawing("maps-" + look.lower().replace(" ", "-"), f"What they look at: {look}", f"The {look} of each model on the same {len(images)} photos, signed and in color: mid-grey is zero, brighter raises the score and darker lowers it. "
-            "Each row has one scale for all its photos; the number under a model's name is the value that reaches full color. " + sure, show_maps(maps, images.x, images.labels(), width=0.9))
+        scale = "Each row has one scale for all its photos; the number under a model's name is the value that reaches full color."
+        if attribution is loss_grad:   # it spans orders of magnitude from photo to photo
+            maps = {name: torch.stack([m / map_scale(m) for m in ms]) for name, ms in maps.items()}
+            scale = "Where a model is sure of its answer its loss hardly changes, so each photo has a scale of its own here: compare patterns, not strengths."
+        yield Drawing("maps-" + look.lower().replace(" ", "-"), f"What they look at: {look}", f"The {look} of each model on the same {len(images)} photos, signed and in color: mid-grey is zero, brighter raises the score and darker lowers it. " + scale, show_maps(maps, images.x, images.labels(), width=0.9))
     yield Drawing("scales", "How large is it?", "The look scale of each kind of map: the typical wavelength of what it shows, in pixels, with its 95 % interval over images (often smaller than the dot). "
         "White noise is the finest that a map can look without being made of stripes. Random, the model before training, shows what the architecture alone prints: its strides leave a fine grid.", plot_scales(tables["scales"]))
     look = "Loss Grad" if "Loss Grad" in looks else next(iter(looks))
