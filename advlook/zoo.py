@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from .core import atomic
 from .models import create_model
 
-# %% ../nbs/05_zoo.ipynb #5661f497
+# %% ../nbs/05_zoo.ipynb #287c15cf
 def save_model(
     model: nn.Module,  # made by `create_model`: it knows its architecture
     path: str | Path,  # a .safetensors file
@@ -28,7 +28,7 @@ def save_model(
     from safetensors.torch import save_file
     if not hasattr(model, "architecture"): raise ValueError("this model does not know its architecture; make it with `models.create_model`")
     tensors = {k: (v.half() if v.is_floating_point() else v).detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    about = {"architecture": json.dumps(model.architecture), "class_names": json.dumps(class_names)}
+    about = {"advlook": json.dumps(dict(architecture=model.architecture, class_names=class_names))}   # one entry: safetensors shuffles several
     with atomic(path) as part: save_file(tensors, part, about)
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
@@ -69,7 +69,7 @@ def fit_weights(
     target.load_state_dict(state)
     return model
 
-# %% ../nbs/05_zoo.ipynb #7418e906
+# %% ../nbs/05_zoo.ipynb #da326db4
 def load_checkpoint(
     path: str | Path,  # .safetensors or what torch.save wrote
     architecture: str | None = None,  # a name for `create_model`; None: as the file says
@@ -78,11 +78,12 @@ def load_checkpoint(
 ) -> nn.Module:  # in evaluation mode, images in [0,1] to logits
     "A model from a file. ValueError: no such file, unreadable, no architecture, weights that don't fit"
     state, about = read_weights(path)
-    known = json.loads(about.get("architecture", "{}")) if architecture is None else {}
+    told = json.loads(about.get("advlook", "{}"))
+    known = told.get("architecture", {}) if architecture is None else {}
     if architecture: known = dict(name=architecture, num_classes=num_classes or _rows_of_last(state))
     if not known: raise ValueError(f"{Path(path).name!r} does not say what it is; name its architecture, such as timm:resnet50")
     model = fit_weights(create_model(**known | options), {k: v.float() if v.is_floating_point() else v for k, v in state.items()}, repr(Path(path).name))
-    model.class_names = json.loads(about.get("class_names", "null"))
+    model.class_names = told.get("class_names")
     model.preparation |= {k: tuple(v) for k, v in known.items() if k in ("mean", "std")}
     return model.eval()
 

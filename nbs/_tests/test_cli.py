@@ -6,8 +6,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-CLASSES = "airplane automobile bird cat deer dog frog horse ship truck".split()
-
 
 @pytest.fixture
 def advlook(tmp_path):
@@ -80,7 +78,7 @@ WRONG = {
     "a folder of something else": (["look", "--out", "photos", "--n", "4"], ["photos", "not an advlook report"]),
     "out can't be written": (["look", "--out", "weights.pt/report"], ["report", "can't be written"]),
     "no such device": (["look", "--device", "quantum"], ["quantum", "--device cpu"]),
-    "n is zero": (["look", "--n", "0"], ["0", "n"]),
+    "n is zero": (["look", "--n", "0"], ["--n", "at least 1", "it is 0"]),
     "no such option": (["look", "--modles", "A=b"], ["--modles", "--models"]),
     "no such objective": (["train", "photos", "--objective", "fgms", "--out", "run"], ["fgms", "std, fgsm"]),
     "eps is no number": (["train", "photos", "--eps", "4/0", "--out", "run"], ["4/0", "4/255"]),
@@ -119,11 +117,8 @@ def test_killed_training_goes_on(advlook, photos, tmp_path):
     assert (tmp_path/"killed"/"checkpoint.pt").exists() and not (tmp_path/"killed"/"model.safetensors").exists()
     code, out, err = advlook(*words, "--out", "killed")
     assert code == 0 and not out.startswith("epoch 1,"), out + err
-    from safetensors.torch import load_file
-    killed, whole = (load_file(tmp_path/run/"model.safetensors") for run in ("killed", "whole"))
-    gap = max((v.float() - whole[k].float()).abs().max().item() for k, v in killed.items())
-    print(f"largest difference between weights: {gap:.2g}")
-    assert gap < 1e-2   # within one process it is 0 (see 20_train); between processes, matrix products may round by memory alignment
+    told = [json.loads((tmp_path/run/"manifest.json").read_text()) for run in ("killed", "whole")]
+    assert told[0]["sha256"] == told[1]["sha256"] and told[0]["metrics"] == told[1]["metrics"]   # bit for bit
 
 
 def test_interrupted_look_leaves_nothing(advlook, tmp_path):
