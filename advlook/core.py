@@ -4,11 +4,15 @@
 
 # %% auto #0
 __all__ = ['to_float', 'check_images', 'check_labels', 'Images', 'logits', 'device_of', 'frozen', 'image_seeds', 'PerImage',
-           'draw', 'progress', 'takes_generator', 'call', 'in_batches', 'predict', 'scores', 'describe', 'atomic']
+           'draw', 'progress', 'takes_generator', 'call', 'in_batches', 'predict', 'scores', 'describe', 'beside',
+           'sweep', 'atomic']
 
-# %% ../nbs/00_core.ipynb #b413883d
+# %% ../nbs/00_core.ipynb #c5168a1f
+import glob
 import inspect
 import os
+import platform
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass, replace
@@ -208,7 +212,34 @@ def describe(thing) -> str:
     if callable(thing) and hasattr(thing, "__name__"): return thing.__name__
     return repr(thing).partition(" at 0x")[0].lstrip("<")
 
-# %% ../nbs/00_core.ipynb #f36b4a47
+# %% ../nbs/00_core.ipynb #38133120
+def beside(
+    path: Path,  # what is being made
+    ending: str,  # "part": unfinished; "old": what it takes the place of
+    process: int | None = None,  # None: this one
+) -> Path:
+    "A hidden place beside `path` that says which process of which machine uses it"
+    return path.with_name(f".{path.name}.{platform.node()}-{process or os.getpid()}.{ending}")
+
+
+def sweep(path: Path) -> None:
+    "Clear up after processes that were killed while making `path`; what they had put aside goes back"
+    for left in path.parent.glob(f".{glob.escape(path.name)}.{glob.escape(platform.node())}-*.*"):
+        process, _, ending = left.name.rpartition("-")[2].partition(".")
+        if not process.isdigit() or _runs(int(process)): continue
+        if ending == "old" and not path.exists(): os.replace(left, path)
+        elif ending in ("old", "part"): shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+
+
+def _runs(process: int) -> bool:
+    "Is there such a process? Where it can't be asked without harm: yes"
+    if os.name != "posix": return True
+    try: os.kill(process, 0)
+    except ProcessLookupError: return False
+    except PermissionError: pass
+    return True
+
+
 @contextmanager
 def atomic(
     path: str | Path,  # the file to be
@@ -216,7 +247,8 @@ def atomic(
     "Write a file so that it is there whole or not at all"
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    sweep(path)
+    part = beside(path, "part")
     try:
         yield part
         with open(part, "rb+") as file: os.fsync(file.fileno())

@@ -6,7 +6,7 @@
 __all__ = ['CATALOG', 'CACHE_LIMIT', 'content_hash', 'local_folder', 'hub_answers', 'find_source', 'open_split', 'choose_split',
            'choose', 'decode', 'cache_folder', 'fingerprint', 'load_images', 'photo_crops', 'example_images']
 
-# %% ../nbs/04_data.ipynb #627e2d09
+# %% ../nbs/04_data.ipynb #99bead75
 import difflib
 import hashlib
 import json
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from .core import Images, atomic, progress
+from .scales import MADE, made_images
 
 # %% ../nbs/04_data.ipynb #825c909e
 def content_hash(images: Images) -> str:
@@ -46,7 +47,7 @@ CATALOG: dict[str, dict] = {
     "imagenette": dict(hub="frgfm/imagenette", config="160px", revision="refs/convert/parquet", splits=dict(train="train", test="validation"), classes=10, train=9_469, test=3_925, **(_IMAGENET | dict(size=128))),
 }
 
-# %% ../nbs/04_data.ipynb #b751c750
+# %% ../nbs/04_data.ipynb #aaebf8ae
 def local_folder(
     name: str | Path,  # a data set or a folder
 ) -> Path | None:  # the folder, if there is one
@@ -82,8 +83,8 @@ def find_source(
     "Where the data set is; ValueError for an unknown name, ConnectionError if only the hub has it and it is out of reach"
     if folder := local_folder(name): return str(folder), None, None
     if name not in CATALOG:
-        near = difflib.get_close_matches(str(name), CATALOG, n=3, cutoff=0.4)
-        raise ValueError(f"there is no data set or folder {str(name)!r}; " + (f"did you mean {' or '.join(near)}? " if near else "") + f"Known names: {', '.join(CATALOG)}")
+        near = difflib.get_close_matches(str(name), [*CATALOG, *MADE], n=3, cutoff=0.4)
+        raise ValueError(f"there is no data set or folder {str(name)!r}; " + (f"did you mean {' or '.join(near)}? " if near else "") + f"Known names: {', '.join([*CATALOG, *MADE])}")
     if not hub_answers():
         raise ConnectionError(f"{name!r} is not in a local folder and the Hugging Face hub can't be reached; set ADVLOOK_DATA to a folder that holds {name!r} (parquet files or class folders)")
     return CATALOG[name]["hub"], CATALOG[name].get("config"), CATALOG[name].get("revision")
@@ -198,9 +199,9 @@ def _to_cache(file: Path, images: Images) -> None:
         with atomic(file) as part: save_file(tensors, part, {"names": json.dumps(images.names)})
     except (OSError, SafetensorError): pass
 
-# %% ../nbs/04_data.ipynb #4c39beae
+# %% ../nbs/04_data.ipynb #4014b338
 def load_images(
-    name: str | Path,  # of the catalogue, of a folder in $ADVLOOK_DATA, or the path of a folder
+    name: str | Path,  # of the catalogue, of a made set (`scales.MADE`), of a folder in $ADVLOOK_DATA, or the path of a folder
     split: str = "test",  # "train" or "test"; a folder without splits has one
     n: int | None = None,  # a class-balanced sample of so many; None: all
     seed: int = 0,  # of the sample
@@ -208,6 +209,7 @@ def load_images(
 ) -> Images:  # uint8 [N,3,H,W], labels int64 [N] or None, class names
     "Images of a data set. ValueError: unknown name, nothing to read; ConnectionError: only the hub has it, and it is out of reach"
     if n is not None and n < 1: raise ValueError(f"n is the number of images, at least 1, but it is {n}")
+    if str(name) in MADE and not local_folder(name): return made_images(str(name), split, n, seed, size)
     name, size = str(name), size or CATALOG.get(str(name), {}).get("size")
     file = cache_folder() / f"{Path(name).name}-{split}-{size or 'native'}-{fingerprint(name)}.safetensors"
     if not (images := _from_cache(file)):

@@ -6,6 +6,7 @@
 __all__ = ['standard_loss', 'draw_moves', 'crop_and_flip', 'make_schedule', 'fast_precision', 'train_epoch', 'fit']
 
 # %% ../nbs/20_train.ipynb #36b5ddcc
+import io
 import math
 import time
 from collections.abc import Callable
@@ -158,7 +159,8 @@ def _accelerator(precision: str | None, device: str | None):
 def _save(file: Path, model, optimizer, rates, settings, history) -> None:
     "All that the next epoch needs"
     state = dict(model=model.state_dict(), optimizer=optimizer.state_dict(), schedule=rates.state_dict(), settings=settings, history=history, threads=torch.get_num_threads())
-    with atomic(file) as part: torch.save(state, part)
+    torch.save(state, whole := io.BytesIO())   # by way of memory, as torch hides why a file can't be written
+    with atomic(file) as part: part.write_bytes(whole.getbuffer())
 
 
 def _resume(file: Path, model, optimizer, rates, settings) -> list[dict]:
