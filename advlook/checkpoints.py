@@ -30,7 +30,7 @@ _FOREIGN = {  # how files begin that hold no weights of PyTorch
     b"GGUF": "is a GGUF file, which is for language models",
 }
 
-# %% ../nbs/06_checkpoints.ipynb #67370aa2
+# %% ../nbs/06_checkpoints.ipynb #71eaff1d
 def kind_of(
     path: str | Path,
 ) -> str:  # "safetensors", "zip" or "pickle" (torch.save since and before PyTorch 1.6)
@@ -41,7 +41,7 @@ def kind_of(
     if head[:1] == b"\x08" and head[2:3] in b"\x12:" and not said: said = "is an ONNX model; save the weights from PyTorch, or convert them"
     if head[257:262] == b"ustar": said = "is a tar archive; unpack it first (PyTorch older than 0.1.10 wrote such files too, which are not read here)"
     if said: raise ValueError(f"{path.name!r} {said}")
-    if head[:2] == b"PK": return "zip"
+    if head[:4] == b"PK\x03\x04": return "zip"
     if head[:1] == b"\x80": return "pickle"
     if head[8:9] == b"{": return "safetensors"
     raise ValueError(f"{path.name!r} is no checkpoint: it begins with neither safetensors' header nor what torch.save writes")
@@ -139,13 +139,13 @@ _Reader.dispatch = pickle._Unpickler.dispatch | {code[0]: act for code, act in {
     pickle.REDUCE: _reduce, pickle.NEWOBJ: _reduce, pickle.NEWOBJ_EX: _newobj_ex, pickle.INST: _inst, pickle.OBJ: _obj, pickle.BUILD: _build,
     pickle.EXT1: _refuse, pickle.EXT2: _refuse, pickle.EXT4: _refuse, pickle.BYTEARRAY8: _refuse}.items()}   # the last would ask for memory unseen
 
-# %% ../nbs/06_checkpoints.ipynb #984a5f90
+# %% ../nbs/06_checkpoints.ipynb #bd1efb7c
 def _read_inert(path: Path, kind: str):
     "(what is in the file, with `Place` for tensors; a function from a Place to its tensor; the names that were not run)"
     if kind == "zip":
         archive = zipfile.ZipFile(io.BytesIO(path.read_bytes()))
         root = next(n for n in archive.namelist() if n.endswith("/data.pkl"))[:-len("data.pkl")]
-        if f"{root}byteorder" in archive.namelist() and archive.read(f"{root}byteorder") == b"big": raise ValueError("it was written on a big-endian machine")
+        if f"{root}byteorder" in archive.namelist() and archive.read(f"{root}byteorder") == b"big": raise ValueError("it was written on a big-endian machine; save it again on an ordinary one")
         reader = _Reader(io.BytesIO(archive.read(f"{root}data.pkl")))
         return reader.load(), _windows(lambda key: archive.read(f"{root}data/{key}")), reader.inert
     file = io.BytesIO(path.read_bytes())
@@ -156,10 +156,10 @@ def _read_inert(path: Path, kind: str):
     for key in _Reader(file).load():
         length = int.from_bytes(file.read(8), "little") * reader.dtypes[key].itemsize
         spans[key] = file.tell(), length
-        if file.seek(length, 1) > len(file.getbuffer()): raise EOFError
+        if file.seek(length, 1) > len(file.getbuffer()): raise ValueError("it is cut off or damaged; download it again")
     return tree, _windows(lambda key: (file.seek(spans[key][0]), file.read(spans[key][1]))[1]), reader.inert
 
-# %% ../nbs/06_checkpoints.ipynb #13ec96c5
+# %% ../nbs/06_checkpoints.ipynb #b5f5bcb4
 def _windows(read):
     "A function from a Place to its tensor; storages are read once"
     flat: dict[str, Tensor] = {}
@@ -176,9 +176,10 @@ def _open(path: Path):
     kind = kind_of(path)
     if kind == "zip": _check_archive(path)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), open(path, "rb") as file:
             warnings.simplefilter("ignore")
-            with open(path, "rb") as file: return torch.load(file, map_location="cpu", weights_only=True), lambda tensor: tensor, set()
+            source = file if kind == "zip" else io.BytesIO(file.read())   # from memory torch never takes a file for a tar archive, which before 2.6 it read unsafely
+            return torch.load(source, map_location="cpu", weights_only=True), lambda tensor: tensor, set()
     except Exception: return _read_inert(path, kind)
 
 # %% ../nbs/06_checkpoints.ipynb #7ea38e19
@@ -265,7 +266,7 @@ def _take_normalization(state: dict, prefix: str, about: dict) -> None:
     "Mean and std out of `state` and into `about`, as the shortest decimals that give these numbers"
     about |= {name: tuple(float(str(v)) for v in state.pop(prefix + name).float().flatten().numpy()) for name in ("mean", "std")}
 
-# %% ../nbs/06_checkpoints.ipynb #7140ced0
+# %% ../nbs/06_checkpoints.ipynb #bc07b29c
 def read_weights(
     path: str | Path,  # .safetensors, or what torch.save wrote, of any suffix
 ) -> tuple[dict[str, Tensor], dict]:  # float32 (integers as they are) under plain keys; header, format, mean, std, left_out, inert, as far as there are such
@@ -278,7 +279,7 @@ def read_weights(
         state = _plain({k: _number(k, fetch(v)) for k, v in state.items()}, about)
     except PermissionError: raise ValueError(f"{name} can't be opened: no permission") from None
     except Exception as error:   # ours say what is wrong; others come from deep inside of a file that is not whole
-        said = str(error).partition("\n")[0][:300] if type(error) in (ValueError, pickle.UnpicklingError) else "it is cut off or damaged; download it again"
+        said = str(error).partition("\n")[0][:300] if type(error) in (ValueError, pickle.UnpicklingError) else "it is cut off or damaged, or holds what is not read here; download it again, or save `model.state_dict()` alone"
         raise ValueError(said if name in said else f"{name} can't be used as a checkpoint: {said}") from None
     if not state: raise ValueError(f"{name} holds no state dict, a dict of tensors; save `model.state_dict()` with torch.save")
     return state, about

@@ -202,7 +202,7 @@ def say_kernels(table: "pd.DataFrame", names: list[str]) -> str:
     if len(names) < 2: return f"The weights of {names[0]}'s first layer have a mean magnitude of {mean[names[0]]:.3g}."
     return " ".join(f"The weights of {name}'s first layer are {mean[name] / mean[names[0]]:.2f} times as strong as those of {names[0]}." for name in names[1:])
 
-# %% ../nbs/61_findings.ipynb #f742b648
+# %% ../nbs/61_findings.ipynb #49e0eb7f
 def red_flags(
     models: dict[str, nn.Module],
     images: Images,
@@ -216,7 +216,7 @@ def red_flags(
         answers = predict(models[name], images.x, batch_size)
         common = answers.bincount().max().item() / len(images)
         before, after = of.get((name, "accuracy"), 1), of.get((name, "robust accuracy"), of.get((name, "stability")))
-        flags += [*near_chance(name, before, images), *misprepared(name, models[name], images, batch_size), *same_answer(name, common, images), *no_effect(name, before, after)]
+        flags += [*near_chance(name, before, images), *misprepared(name, models[name], images, batch_size), *same_answer(name, common, images), *([] if near_chance(name, before, images) else no_effect(name, before, after))]
     lost = tables["scales"][(tables["scales"].left_out > 0) & (tables["scales"].model != "white noise")]
     return flags + [f"{r.left_out} of {r.n + r.left_out} maps of {r.model} ({r.attribution}) are constant or not finite, and were left out." for r in lost.itertuples()]
 

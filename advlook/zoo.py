@@ -6,7 +6,7 @@
 __all__ = ['PAIRS', 'save_model', 'load_checkpoint', 'bundled', 'load_trio', 'manifest', 'load_pair', 'load_hub', 'hub_file',
            'open_model', 'parse_spec', 'public_spec']
 
-# %% ../nbs/08_zoo.ipynb #4de4faab
+# %% ../nbs/08_zoo.ipynb #53d8223d
 import difflib
 import hashlib
 import json
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from .checkpoints import fit_weights, read_weights
 from .core import atomic
 from .data import hub_answers
-from .models import create_model, find_architecture
+from .models import create_model, find_architecture, set_preparation
 
 # %% ../nbs/08_zoo.ipynb #bd4d356f
 def save_model(
@@ -32,14 +32,14 @@ def save_model(
     class_names: list[str] | None = None,
 ) -> str:  # SHA-256 of the file
     "Weights as 16-bit numbers, with all that `load_checkpoint` needs; whole or not at all"
-    from safetensors.torch import save_file
+    from safetensors.torch import save
     if not hasattr(model, "architecture"): raise ValueError("this model does not know its architecture; make it with `models.create_model`")
     tensors = {k: (v.half() if v.is_floating_point() else v).detach().cpu().contiguous() for k, v in model.state_dict().items()}
     about = {"advlook": json.dumps(dict(architecture=model.architecture, class_names=class_names))}   # one entry: safetensors shuffles several
-    with atomic(path) as part: save_file(tensors, part, about)
+    with atomic(path) as part: part.write_bytes(save(tensors, about))   # an OSError, not safetensors' own, where it can't be written
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
-# %% ../nbs/08_zoo.ipynb #781dc266
+# %% ../nbs/08_zoo.ipynb #81b9178c
 def load_checkpoint(
     path: str | Path,  # .safetensors or what torch.save wrote
     architecture: str | None = None,  # a name for `create_model`; None: as the file, or config.json beside it, says
@@ -52,7 +52,8 @@ def load_checkpoint(
     build, prepare, class_names = _what_it_says(Path(path).expanduser(), about["header"]) if architecture is None else (dict(name=architecture), {}, None)
     if not build: raise ValueError(f"{name} does not say what it is; name its architecture, such as timm:resnet50")
     build |= {k: about[k] for k in ("mean", "std") if k in about}
-    build["num_classes"] = num_classes or build.get("num_classes") or _classes_in(state, build["name"], options.get("size"))
+    if not build.get("num_classes"): build |= _shape_of(state, build["name"], options.get("size"))
+    if num_classes: build["num_classes"] = num_classes
     taken = {k: v for k, v in options.items() if k not in ("crop_pct", "interpolation") and v is not None}
     arguments = build.pop("timm", {})
     model = create_model(**build | taken)
@@ -92,15 +93,17 @@ def _timm_body(build: dict, arguments: dict) -> nn.Module:
     import timm
     return timm.create_model(find_architecture(build["name"])[1], **dict(num_classes=build["num_classes"]) | arguments)
 
-# %% ../nbs/08_zoo.ipynb #0fb7c49c
-def _classes_in(state: dict[str, Tensor], architecture: str, size: int | None) -> int:
-    "How many classes the last layer in a state dict has, which layer that is being told by the architecture"
+# %% ../nbs/08_zoo.ipynb #184d03a6
+def _shape_of(state: dict[str, Tensor], architecture: str, size: int | None) -> dict:
+    "How many classes and channels a network has: rows of its last layer and columns of its first, which layers those are being told by the architecture"
     odd = 7919   # a number of classes that no other dimension has
     own = create_model(architecture, num_classes=odd, size=size).model.state_dict()
-    for last in (k for k, v in own.items() if v.shape[:1] == (odd,)):
-        for key, v in state.items():
-            if key == last or key.endswith("." + last): return len(v)
-    raise ValueError(f"the checkpoint does not look like {architecture!r}: it has no last layer {', '.join(k for k, v in own.items() if v.shape[:1] == (odd,))}")
+    first, last = next((k for k, v in own.items() if v.ndim == 4), "?"), [k for k, v in own.items() if v.shape[:1] == (odd,)]
+    under = lambda name: [v for k, v in state.items() if k == name or k.endswith(f".{name}")]   # perhaps behind a prefix
+    rows = [len(v) for name in last for v in under(name)]
+    if not rows: raise ValueError(f"the checkpoint does not look like {architecture!r}: it has no last layer {', '.join(last)}")
+    grey = any(v.shape == (len(own[first]), 1, *own[first].shape[2:]) for v in under(first))
+    return dict(num_classes=rows[0]) | (dict(channels=1) if grey else {})
 
 # %% ../nbs/08_zoo.ipynb #94142696
 def bundled() -> dict[str, list[int]]:
@@ -169,7 +172,7 @@ def _imagenet_names() -> list[str]:
     import torchvision
     return list(torchvision.models.ResNet18_Weights.DEFAULT.meta["categories"])
 
-# %% ../nbs/08_zoo.ipynb #a1cc775f
+# %% ../nbs/08_zoo.ipynb #a2861ce6
 def load_hub(
     repo: str,  # OWNER/REPO
     file: str | None = None,  # None: model.safetensors or pytorch_model.bin with timm's config.json
@@ -180,7 +183,9 @@ def load_hub(
     if file: return load_checkpoint(hub_file(repo, file), architecture, **options)
     if architecture is None: hub_file(repo, "config.json")
     try: path = hub_file(repo, "model.safetensors")
-    except ValueError: path = hub_file(repo, "pytorch_model.bin")
+    except (ValueError, ConnectionError) as first:
+        try: path = hub_file(repo, "pytorch_model.bin")
+        except (ValueError, ConnectionError): raise first from None
     return load_checkpoint(path, architecture, **options)
 
 # %% ../nbs/08_zoo.ipynb #ec7b8083
@@ -301,7 +306,7 @@ def _published_classes(library: str, name: str) -> int:
     if not config.num_classes: raise ValueError(f"timm's weights of {name!r} end in features, not in classes")
     return config.num_classes
 
-# %% ../nbs/08_zoo.ipynb #049b018c
+# %% ../nbs/08_zoo.ipynb #702e9ddb
 @contextmanager
 def _short_of_network():
     "Within: the hub's library looks only into its cache if the hub does not answer, rather than asking for half a minute"
@@ -313,15 +318,13 @@ def _short_of_network():
 
 def _from_function(what: str, **options) -> nn.Module:
     "What `function()` of a module in this folder or on Python's path returns"
-    if wrong := sorted(set(options) - {"size", "crop_pct", "interpolation"}): raise ValueError(f"{what} makes its model itself; {', '.join(wrong)} can't be set from outside")
+    if options.pop("num_classes", None): raise ValueError(f"{what} makes its model itself; the number of classes can't be set from outside")
     here = os.getcwd()
     sys.path.insert(0, here)
     try: model = _called(what)
     finally: sys.path.remove(here)
     if not isinstance(model, nn.Module): raise ValueError(f"{what} returns a {type(model).__name__}; it should return a torch.nn.Module that takes images in [0,1]")
-    size = options.pop("size", None)
-    model.preparation = dict(getattr(model, "preparation", None) or {}) | options | (dict(input_size=(3, size, size)) if size else {})
-    return model.eval()
+    return set_preparation(model, crop=options.pop("crop_pct", None), **options).eval()
 
 
 def _called(what: str):
