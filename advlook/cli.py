@@ -80,7 +80,7 @@ def open_images(data: str | None, n: int, seed: int, models: dict[str, "nn.Modul
     if data: return load_images(data, "test", n, seed, **prepared)
     return photo_crops(n, prepared["size"] or 32, seed)
 
-# %% ../nbs/63_cli.ipynb #8b3c31af
+# %% ../nbs/63_cli.ipynb #b4cbd394
 @app.command()
 def look(
     models: Annotated[Optional[list[str]], typer.Option(help="NAME=FILE, NAME=FILE:ARCHITECTURE, NAME=timm:NAME, NAME=hub:OWNER/REPO/FILE:ARCHITECTURE or NAME=module:function; repeat for more; default: the bundled trio")] = None,
@@ -136,7 +136,7 @@ def public_command(words: list[str]) -> str:
     "The command line again, without the folders of whoever ran it"
     from advlook.zoo import public_spec
     def short(option, word):
-        if option == "--models": name, _, spec = word.partition("="); return f"{name}={public_spec(spec)}"
+        if option == "--models" and "=" in word: name, _, spec = word.partition("="); return f"{name}={public_spec(spec)}"
         return Path(word).name if option in ("--data", "--out", "--classes") else word
     kept = []
     for word in words:
@@ -200,7 +200,7 @@ def _write_manifest(out, data, images, test, options, augment, history, digest, 
     with atomic(out / "manifest.json") as part: part.write_text(json.dumps(told, indent=1) + "\n")
     print("  ".join(f"{k} {v:.4f}" for k, v in metrics.items()))
 
-# %% ../nbs/63_cli.ipynb #dd089db7
+# %% ../nbs/63_cli.ipynb #e41850d7
 def _of_the_system(error: OSError) -> str:
     "What the operating system refused, in words, without the folders of whoever ran it"
     if error.errno is None: return str(error)
@@ -211,7 +211,9 @@ def _of_the_system(error: OSError) -> str:
 
 def main() -> None:
     "Run the command line; expected errors are one sentence and exit code 2"
-    try: sys.exit(app(standalone_mode=False) or 0)
+    try:
+        if (code := app(standalone_mode=False) or 0) != 130: sys.exit(code)
+        raise KeyboardInterrupt   # the parser has caught it
     except OSError as error: sentence, code = _of_the_system(error), 2
     except (ValueError, TypeError) as error: sentence, code = str(error), 2
     except (KeyboardInterrupt, typer.Abort): sentence, code = "interrupted", 130

@@ -159,7 +159,7 @@ def people_table(
         if len(part): rows.append(row(part, f"{part.metric.iloc[0]}, {word}", percent))
     return pd.DataFrame(rows).set_index("")[models]
 
-# %% ../nbs/61_findings.ipynb #87b52a74
+# %% ../nbs/61_findings.ipynb #50ed45c6
 def say_ratio(r) -> str:  # a row of `ratios`
     "Who looks at larger things, and how sure that is"
     flip = r.ratio < 1
@@ -185,7 +185,9 @@ def say_waves(scales: "pd.DataFrame", look: str, names: list[str], side: int) ->
 
 def say_curves(curves: "pd.DataFrame", names: list[str]) -> list[str]:
     "Where the last model overtakes the first"
-    if len(names) < 2: return [f"{names[0]}: " + ", ".join(f"{word} {100 * part.value.iloc[0]:.0f} %" for (t, s), word in SHOWN.items() if len(part := curves[(curves["transform"] == t) & (curves.strength == s) & (curves.model == names[0])])) + "."]
+    if len(names) < 2:
+        told = [f"{100 * part.value.iloc[0]:.0f} % {word}" for (t, s), word in SHOWN.items() if len(part := curves[(curves["transform"] == t) & (curves.strength == s) & (curves.model == names[0])])]
+        return [f"{curves.metric.iloc[0].capitalize()} of {names[0]}: {'; '.join(told)}."]
     first, last, said = names[0], names[-1], []
     for transform, part in curves.groupby("transform", sort=False):
         wide = part.pivot(index="strength", columns="model", values="value")

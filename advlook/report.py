@@ -83,7 +83,7 @@ def draw_blurred(
     rows = {"photo": to_float(images.x)} | {f"{r.model}\n{r.wavelength:.2f} pixels": blur_to_scale(images.x, r.wavelength) for r in scales.itertuples()}
     return show_rows(rows, width=1.5)
 
-# %% ../nbs/62_report.ipynb #58baf5b1
+# %% ../nbs/62_report.ipynb #527e5e51
 @dataclass
 class Drawing:
     "A figure with what belongs to it"
@@ -117,7 +117,7 @@ def draw_looks(models: dict[str, nn.Module], images: Images, looks: dict[str, Ca
 def short_titles(images: Images) -> list[str]:
     "Class names that fit above small pictures"
     length = 13 if len(images) > 8 else 20
-    return [name if len(name) <= length else name[:length - 1] + "…" for name in (label.partition(",")[0] for label in images.labels())]
+    return [name if len(name) <= length else name[:length - 1] + "…" for name in (f"class {label}" if label.isdigit() else label.partition(",")[0] for label in images.labels())]
 
 
 def draw_scales(models: dict[str, nn.Module], images: Images, look: str, tables: dict[str, "pd.DataFrame"]) -> Iterator[Drawing]:
@@ -187,7 +187,7 @@ def how_made(models: dict[str, nn.Module], images: Images, attack: Callable, see
         f"model {name}": about(m) for name, m in models.items()} | {"attack": describe(attack), "seed": str(seed), "device": str(device_of(next(iter(models.values())))),
         "threads": str(torch.get_num_threads()), "versions": ", ".join(f"{k} {v}" for k, v in versions().items())}
 
-# %% ../nbs/62_report.ipynb #8a4ddf4c
+# %% ../nbs/62_report.ipynb #a3411178
 @dataclass(repr=False)
 class Report:
     "What `report` found, and where it wrote it"
@@ -227,7 +227,7 @@ def report(
         tables, ground, looks, remarks = measure(models, images, looks, attack, ball, batch_size, seed)
         if images.y is None: remarks.insert(0, "These images have no labels: each model's own prediction on the untouched image stands in, and agreement with it is measured instead of accuracy.")
         names, look = trained(models), main_look(looks)
-        lead = [*say_scales(tables, look, names), " ".join(say_curves(tables["curves"], names))]
+        lead = [*say_scales(tables, look, names), *filter(None, [" ".join(say_curves(tables["curves"], names))])]
         result = Report(Path(os.path.abspath(Path(out).expanduser())) / "index.html", people_table(tables, _in_short(attack, ball)), tables, lead, red_flags(models, images, tables, batch_size), notes + remarks + left_out)
         maps = maps or (12 if min(images.x.shape[2:]) <= 64 else 6)
         drawings = [d for d in draw_all(models, ground[:: max(1, len(ground) // maps)][:maps], looks, tables) if show_images or not d.photos]
@@ -247,7 +247,8 @@ def _fit_together(models: dict[str, nn.Module], images: Images, notes: list[str]
     try: fitted, images, told = align_classes(fitted, images, classes)
     except ValueError as error:
         if classes or images.y is None: raise
-        images, told = replace(images, y=None), [f"The labels of these images were not used: {error}."]
+        images, told = replace(images, y=None, names=None), [f"The labels of these images were not used: {error}."]
+    if images.y is None: images = replace(images, names=getattr(fitted[trained(fitted)[0]], "class_names", None))   # what is named are predictions
     return fitted, images, notes + told
 
 
@@ -269,7 +270,7 @@ def _write(folder: Path, result: Report, drawings: list[Drawing], made: dict, im
     said = dict(sentences=result.sentences, flags=result.flags, notes=result.notes)
     (folder / "report.json").write_text(json.dumps(dict(advlook_report=1, **said, how_made=made, tables=records), indent=1) + "\n")
     page = Environment(autoescape=True, trim_blocks=True).from_string(files("advlook").joinpath("report.jinja").read_text(encoding="utf-8")).render(
-        title="What do " + ", ".join(result.table.columns) + " look at?", **said, images=images.note or f"{len(images)} images", table=result.table, table_caption=_caption(images),
+        title=f"What {'do' if len(result.table.columns) > 1 else 'does'} " + ", ".join(result.table.columns) + " look at?", **said, images=images.note or f"{len(images)} images", table=result.table, table_caption=_caption(images),
         figures=[dict(title=d.title, sentence=d.sentence, caption=d.caption, data=base64.b64encode(pictures[d.name]).decode(), wide=d.photos) for d in drawings], made=made)
     (folder / "index.html").write_text(page, encoding="utf-8")
 

@@ -25,7 +25,7 @@ from .core import atomic
 from .data import hub_answers
 from .models import create_model, find_architecture, set_preparation
 
-# %% ../nbs/08_zoo.ipynb #bd4d356f
+# %% ../nbs/08_zoo.ipynb #dd675194
 def save_model(
     model: nn.Module,  # made by `create_model`: it knows its architecture
     path: str | Path,  # a .safetensors file
@@ -39,7 +39,7 @@ def save_model(
     with atomic(path) as part: part.write_bytes(save(tensors, about))   # an OSError, not safetensors' own, where it can't be written
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
-# %% ../nbs/08_zoo.ipynb #81b9178c
+# %% ../nbs/08_zoo.ipynb #e8776b53
 def load_checkpoint(
     path: str | Path,  # .safetensors or what torch.save wrote
     architecture: str | None = None,  # a name for `create_model`; None: as the file, or config.json beside it, says
@@ -52,7 +52,7 @@ def load_checkpoint(
     build, prepare, class_names = _what_it_says(Path(path).expanduser(), about["header"]) if architecture is None else (dict(name=architecture), {}, None)
     if not build: raise ValueError(f"{name} does not say what it is; name its architecture, such as timm:resnet50")
     build |= {k: about[k] for k in ("mean", "std") if k in about}
-    if not build.get("num_classes"): build |= _shape_of(state, build["name"], options.get("size"))
+    if not build.get("num_classes"): build |= _shape_of(name, state, build["name"], options.get("size"))
     if num_classes: build["num_classes"] = num_classes
     taken = {k: v for k, v in options.items() if k not in ("crop_pct", "interpolation") and v is not None}
     arguments = build.pop("timm", {})
@@ -93,15 +93,15 @@ def _timm_body(build: dict, arguments: dict) -> nn.Module:
     import timm
     return timm.create_model(find_architecture(build["name"])[1], **dict(num_classes=build["num_classes"]) | arguments)
 
-# %% ../nbs/08_zoo.ipynb #184d03a6
-def _shape_of(state: dict[str, Tensor], architecture: str, size: int | None) -> dict:
+# %% ../nbs/08_zoo.ipynb #76e804a8
+def _shape_of(file: str, state: dict[str, Tensor], architecture: str, size: int | None) -> dict:
     "How many classes and channels a network has: rows of its last layer and columns of its first, which layers those are being told by the architecture"
     odd = 7919   # a number of classes that no other dimension has
     own = create_model(architecture, num_classes=odd, size=size).model.state_dict()
     first, last = next((k for k, v in own.items() if v.ndim == 4), "?"), [k for k, v in own.items() if v.shape[:1] == (odd,)]
     under = lambda name: [v for k, v in state.items() if k == name or k.endswith(f".{name}")]   # perhaps behind a prefix
     rows = [len(v) for name in last for v in under(name)]
-    if not rows: raise ValueError(f"the checkpoint does not look like {architecture!r}: it has no last layer {', '.join(last)}")
+    if not rows: raise ValueError(f"{file} does not look like {architecture!r}: it has no last layer {', '.join(last)}")
     grey = any(v.shape == (len(own[first]), 1, *own[first].shape[2:]) for v in under(first))
     return dict(num_classes=rows[0]) | (dict(channels=1) if grey else {})
 
