@@ -193,15 +193,15 @@ def fingerprint(
     else: what = [CATALOG.get(name, {}).get(k) for k in ("hub", "config", "revision")]
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
 
-# %% ../nbs/04_data.ipynb #52207aed
+# %% ../nbs/04_data.ipynb #93424049
 CACHE_LIMIT = 2**30  # bytes of pixels; of larger sets only the images that are asked for are decoded
-FORMAT = 2  # of the cache, and of how photos are decoded
+FORMAT = 3  # of the cache, and of how photos are decoded
 
 
 class Decoded(NamedTuple):
     "Images, and what happened on the way"
     images: Images
-    enlarged: Tensor  # bool [N]: were smaller than they are now
+    enlarged: Tensor  # bool [N]: were smaller than they are now, by more than a tenth
     skipped: list[str]  # files that can't be read
 
 
@@ -219,7 +219,7 @@ def decode_rows(
         try: photo = open_photo(file, size and int(size / crop_pct), name)
         except ValueError as error: skipped.append(name); why = why or str(error); continue
         pictures.append(decode(photo, size, crop_pct, interpolation, channels))
-        enlarged.append(bool(size) and min(photo.size) < int(size / crop_pct)); labels.append(row[label] if label else 0)
+        enlarged.append(bool(size) and 1.1 * min(photo.size) < int(size / crop_pct)); labels.append(row[label] if label else 0)
     if not pictures: raise ValueError(f"none of these {len(skipped)} images can be read: {why}" if skipped else "there are no images here")
     if len({p.shape for p in pictures}) > 1: raise ValueError("these images have different sizes; say which they should have: size=224, or --size 224")
     y, names = to_labels(labels, getattr(rows.features[label], "names", None)) if label else (None, None)

@@ -135,7 +135,7 @@ def _first_layers(models: dict[str, nn.Module]) -> "pd.DataFrame":
     try: return kernel_statistics(models)
     except ValueError: return pd.DataFrame(columns=["model", "metric", "value"])
 
-# %% ../nbs/61_findings.ipynb #b12a34d3
+# %% ../nbs/61_findings.ipynb #6f96140a
 SHOWN = {("blur", 1.0): "blurred, sigma 1", ("median", 1): "after one 5 x 5 median", ("reversal", 1): "colors reversed"}
 
 
@@ -151,7 +151,7 @@ def people_table(
     row = lambda part, key, form: {m: form(part[part.model == m].iloc[0]) if (part.model == m).any() else "–" for m in models} | {"": key}
     percent = lambda r: "–" if np.isnan(r.value) else f"{100 * r.value:.1f} %"
     rows = [row(part, words[metric], percent) for metric, part in tables["robustness"].groupby("metric", sort=False)]
-    pixels = lambda r: f"{r.wavelength:.2f} [{r.low:.2f}, {r.high:.2f}]"
+    pixels = lambda r: "–" if np.isnan(r.wavelength) else f"{r.wavelength:.2f}" + ("" if np.isnan(r.low) else f" [{r.low:.2f}, {r.high:.2f}]")
     rows += [row(part, f"look scale in pixels, {look}", pixels) for look, part in tables["scales"].groupby("attribution", sort=False)]
     curves = tables["curves"]
     for (transform, strength), word in SHOWN.items():
@@ -159,9 +159,10 @@ def people_table(
         if len(part): rows.append(row(part, f"{part.metric.iloc[0]}, {word}", percent))
     return pd.DataFrame(rows).set_index("")[models]
 
-# %% ../nbs/61_findings.ipynb #50ed45c6
+# %% ../nbs/61_findings.ipynb #5df5469a
 def say_ratio(r) -> str:  # a row of `ratios`
     "Who looks at larger things, and how sure that is"
+    if not np.isfinite(r.low): return f"By {r.attribution}, nothing can be said of {r.second} beside {r.first}: there {'is' if r.n == 1 else 'are'} only {r.n} image{'' if r.n == 1 else 's'} to compare them on."
     flip = r.ratio < 1
     ratio, low, high = (1 / r.ratio, 1 / r.high, 1 / r.low) if flip else (r.ratio, r.low, r.high)
     sure = f"95 % interval {low:.2f} to {high:.2f}, {r.n} images"

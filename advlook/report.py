@@ -187,7 +187,7 @@ def how_made(models: dict[str, nn.Module], images: Images, attack: Callable, see
         f"model {name}": about(m) for name, m in models.items()} | {"attack": describe(attack), "seed": str(seed), "device": str(device_of(next(iter(models.values())))),
         "threads": str(torch.get_num_threads()), "versions": ", ".join(f"{k} {v}" for k, v in versions().items())}
 
-# %% ../nbs/62_report.ipynb #a3411178
+# %% ../nbs/62_report.ipynb #8637e2fe
 @dataclass(repr=False)
 class Report:
     "What `report` found, and where it wrote it"
@@ -218,7 +218,7 @@ def report(
     show_images: bool = True,  # False: no photos, no maps of them and no names of files in the report, so that it can be shared
 ) -> Report:
     "Measure models on images and write a page about it. ValueError: no or too many models, no images, NaN in a model's answers, a folder that can't be written"
-    models, images, notes = _fit_together(models, images, list(notes or []), classes)
+    models, images, notes = _fit_together(models, images, list(notes or []), classes, show_images)
     if not show_images: images, command = replace(images, note=f"{len(images):,} images, which are not shown"), None
     attack = attack or partial(pgd, ball=ball, steps=10)
     with whole_folder(out) as folder:
@@ -235,7 +235,7 @@ def report(
     return result
 
 
-def _fit_together(models: dict[str, nn.Module], images: Images, notes: list[str], classes: str | Path | None) -> tuple[dict[str, nn.Module], Images, list[str]]:
+def _fit_together(models: dict[str, nn.Module], images: Images, notes: list[str], classes: str | Path | None, names_of_files: bool) -> tuple[dict[str, nn.Module], Images, list[str]]:
     "Models that answer the same images in the same classes"
     if not models or not len(images): raise ValueError("a report needs at least one model and one image")
     if len(models) > 6: raise ValueError(f"a report compares up to 6 models, but there are {len(models)}; make several reports")
@@ -243,7 +243,7 @@ def _fit_together(models: dict[str, nn.Module], images: Images, notes: list[str]
     notes += [f"{name} takes {describe_preparation(m)}: it gets these photos through a first layer that makes them so." for name, m in models.items() if fitted[name] is not m]
     for name, m in fitted.items():
         if not scores(m, images.x[:8]).isfinite().all(): raise ValueError(f"{name} answers these images with NaN or infinity; its weights may be broken, or its images are prepared in another way")
-    notes += [note for m in models.values() for note in getattr(m, "notes", [])]
+    if names_of_files: notes += [note for m in models.values() for note in getattr(m, "notes", [])]
     try: fitted, images, told = align_classes(fitted, images, classes)
     except ValueError as error:
         if classes or images.y is None: raise

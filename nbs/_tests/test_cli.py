@@ -70,6 +70,23 @@ def test_own_models_and_photos(advlook, photos, tmp_path):
     assert all("photos" not in p.read_text() or "no photos" in p.read_text() for p in (tmp_path/"shared").iterdir() if p.suffix == ".json")
 
 
+def test_models_that_differ(advlook, photos, tmp_path):
+    "Of two sizes, one of them for grey images, with a thousand classes that a file relates to the folders"
+    (tmp_path/"nets.py").write_text("from advlook.models import create_model\n"
+        "def grey(): return create_model('resnet8', 1000, seed=0, channels=1)\n"
+        "def large(): return create_model('resnet8', 1000, seed=0, size=48)\n"
+        "def broken(): return {}['weights']\n")
+    (tmp_path/"classes.txt").write_text("dark = n01440764\nlight = goldfish\n")
+    words = ["look", "--models", "grey=nets:grey", "--models", "large=nets:large", "--data", photos, "--n", 8]
+    code, out, err = advlook(*words, "--classes", "classes.txt")
+    assert code == 0, err
+    assert "dark -> 0 tench" in out and "light -> 1 goldfish" in out and "32 x 32 pixels, grey" in out and "8 of them had to be enlarged" in out and "accuracy" in out, out
+    code, out, err = advlook(*words)
+    assert code == 0 and "labels of these images were not used" in out and "'dark'" in out and "agreement" in out, out + err
+    code, out, err = advlook("look", "--models", "b=nets:broken", "--data", photos)
+    assert code == 2 and err == "advlook: nets:broken failed: KeyError: 'weights'\n", err
+
+
 WRONG = {
     "no such data set": (["look", "--data", "cifar11"], ["cifar11", "cifar10"]),
     "only on the hub": (["look", "--data", "cifar100"], ["cifar100", "ADVLOOK_DATA"]),
