@@ -109,3 +109,15 @@ def test_large_sets_are_not_loaded_whole(tmp_path, monkeypatch):
     monkeypatch.setattr(data, "open_photo", lambda *args, old=data.open_photo: seen.append(1) or old(*args))
     images = load_images("food101", "test", n=10)
     assert len(seen) == 10 and images.y.bincount().tolist() == [2] * 5 and not (tmp_path/"cache").exists()
+
+
+def test_large_sets_of_the_hub_are_streamed(tmp_path, monkeypatch):
+    "What would fill the disk is fetched row by row: here from parquet files that stand in for the hub's"
+    import advlook.data as data
+    monkeypatch.delenv("ADVLOOK_DATA", raising=False); monkeypatch.setenv("ADVLOOK_CACHE", str(tmp_path/"cache"))
+    write_set(tmp_path/"hub", "imagenet", 40)
+    monkeypatch.setattr(data, "find_source", lambda name: (str(tmp_path/"hub"/name), None, None))
+    with pytest.raises(ValueError, match="too large to be loaded whole; say how many"): load_images("imagenet", "test")
+    images = load_images("imagenet", "test", n=10, seed=1)
+    assert images.x.shape == (10, 3, 224, 224) and images.y.max() < 5 and len(images.names) == 1000 and not (tmp_path/"cache").exists()
+    assert torch.equal(images.x, load_images("imagenet", "test", n=10, seed=1).x) and not torch.equal(images.y, load_images("imagenet", "test", n=10, seed=2).y)
