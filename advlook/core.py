@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['to_float', 'check_images', 'check_labels', 'Images', 'logits', 'device_of', 'frozen', 'image_seeds', 'PerImage',
-           'draw', 'progress', 'takes_generator', 'call', 'in_batches', 'predict', 'scores', 'describe', 'beside',
-           'sweep', 'atomic']
+           'draw', 'pick', 'progress', 'takes_generator', 'call', 'in_batches', 'predict', 'scores', 'describe',
+           'beside', 'sweep', 'atomic']
 
 # %% ../nbs/00_core.ipynb #c5168a1f
 import glob
@@ -54,6 +54,7 @@ def check_labels(
     if not isinstance(y, Tensor) or y.dtype != torch.int64:
         raise TypeError(f"labels are an int64 tensor [N], but these are {y.dtype if isinstance(y, Tensor) else type(y).__name__}; use `y.long()`")
     if y.shape != (n,): raise ValueError(f"{n} images need labels of shape [{n}], but these have {list(y.shape)}")
+    if n and y.min() < 0: raise ValueError(f"labels count from 0, but one of these is {y.min()}; leave images without a class out")
     return y
 
 # %% ../nbs/00_core.ipynb #3aad8160
@@ -142,6 +143,19 @@ def draw(
     noise = torch.empty(x.shape)
     for row, g in zip(noise, generator.each): sample(row.shape, generator=g, out=row)
     return noise.to(x)
+
+
+def pick(
+    part,  # a tensor [N,...], a generator, or None
+    index: Tensor,  # bool [N] or positions
+):  # the rows, or the generators of those images
+    "What belongs to some of the images; a generator that is not `PerImage` serves them all"
+    if isinstance(part, Tensor): return part[index]
+    if not isinstance(part, PerImage): return part
+    chosen = torch.arange(len(part))[index.cpu()].tolist()
+    rest = PerImage([])
+    rest.each = [part.each[i] for i in chosen]  # the same streams, which go on where they were
+    return rest
 
 # %% ../nbs/00_core.ipynb #1b6b2e87
 def progress(it: Iterable, description: str = "", total: int | None = None) -> Iterable:
