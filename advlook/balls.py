@@ -103,7 +103,7 @@ def shrink(
     cut = corners.gather(1, at) - drop.gather(1, at) + excess / growing.gather(1, at).clamp_min(1)
     return torch.minimum((size - cut.clamp_min(0)).clamp_min(0).to(size), room)
 
-# %% ../nbs/10_balls.ipynb #9f1aabde
+# %% ../nbs/10_balls.ipynb #b87f225b
 @dataclass(frozen=True)
 class L1:
     "The ball of perturbations whose changes add up to at most `eps`"
@@ -121,7 +121,7 @@ class L1:
         if math.isinf(self.eps): return d if x is None else (x + d).clamp(0, 1) - x
         size = d.abs()
         room = size if x is None else torch.minimum(size, torch.where(d > 0, 1 - x, x))
-        slack = 0 if x is None else torch.finfo(d.dtype).eps * (d[0].numel() ** 0.5 + 4 * self.eps)  # x + d will be rounded, number by number
+        slack = 0 if x is None else torch.finfo(d.dtype).eps * (d[0].numel() / 4 + 4 * self.eps)  # x + d will be rounded, all numbers perhaps in the same direction
         return d.sign() * shrink(size.flatten(1), room.flatten(1), max(0, self.eps - slack)).view(d.shape)
 
     def sample(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
