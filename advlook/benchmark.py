@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from .core import PerImage, check_labels, device_of, image_seeds, predict, progress, takes_generator, to_float
+from .core import PerImage, check_labels, device_of, image_seeds, predict, progress, takes, to_float
 from .data import Images
 from .show import fill_between
 from .transforms import GaussianBlur, MedianFilter, ReverseColors
@@ -69,7 +69,7 @@ def outcomes(
 
 def _apply(transform: Callable, x: torch.Tensor, seeds: np.ndarray, description: str) -> torch.Tensor | None:
     "The transformed images, or None if they are as before; from a copy, as a transform may work in place"
-    changed = transform(x.clone(), **({"generator": PerImage(seeds)} if takes_generator(transform) else {}))
+    changed = transform(x.clone(), **({"generator": PerImage(seeds)} if takes(transform, "generator") else {}))
     if len(changed) != len(x): raise ValueError(f"a transform returns as many images as it is given, but {description} made {len(changed)} of {len(x)}")
     return None if torch.equal(changed, x) else changed
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['to_float', 'check_images', 'check_labels', 'Images', 'logits', 'device_of', 'frozen', 'image_seeds', 'PerImage',
-           'draw', 'pick', 'progress', 'takes_generator', 'call', 'in_batches', 'predict', 'scores', 'describe',
-           'beside', 'sweep', 'atomic']
+           'draw', 'pick', 'progress', 'takes', 'call', 'in_batches', 'predict', 'scores', 'describe', 'beside',
+           'sweep', 'atomic']
 
 # %% ../nbs/00_core.ipynb #c5168a1f
 import glob
@@ -163,16 +163,17 @@ def progress(it: Iterable, description: str = "", total: int | None = None) -> I
     return tqdm(it, desc=description, total=total, leave=False, disable=None, delay=1)
 
 
-def takes_generator(function: Callable) -> bool:
-    "Can `function` be called with `generator=`?"
+def takes(function: Callable, name: str) -> bool:
+    "Can `function` be called with the keyword `name`?"
     try: parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError): return False
-    return any(p.name == "generator" or p.kind is p.VAR_KEYWORD for p in parameters)
+    return any(p.name == name and p.kind is not p.POSITIONAL_ONLY or p.kind is p.VAR_KEYWORD for p in parameters)
 
 
-def call(function: Callable, model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator | None) -> Tensor:
-    "`function(model, x, y)`, with the generator if it takes one"
-    return function(model, x, y, generator=generator) if takes_generator(function) else function(model, x, y)
+def call(function: Callable, model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator | None, **options) -> Tensor:
+    "`function(model, x, y)`, with the generator and whatever of the options it takes"
+    options |= dict(generator=generator)
+    return function(model, x, y, **{name: value for name, value in options.items() if takes(function, name)})
 
 
 def in_batches(
