@@ -7,7 +7,7 @@ __all__ = ['LOOKS', 'SHOWN', 'trained', 'usable_looks', 'common_ground', 'count_
            'measure', 'people_table', 'say_ratio', 'say_scales', 'say_waves', 'say_curves', 'say_kernels', 'red_flags',
            'near_chance', 'misprepared', 'same_answer', 'no_effect']
 
-# %% ../nbs/61_findings.ipynb #9c99dce6
+# %% ../nbs/61_findings.ipynb #ec132458
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -24,7 +24,7 @@ from .gradients import loss_grad, vanilla_grad
 from .guided import guided_backprop
 from .lookscale import compare, look_scales, shared_images, summarize
 from .models import IMAGENET
-from .robustness import labels_of, survives
+from .robustness import attack_flags, labels_of, survives
 
 if TYPE_CHECKING: import pandas as pd
 
@@ -75,7 +75,7 @@ def own_answer(look: Callable) -> Callable:
     "The same look, at each model's own answer instead of the class that is asked for"
     return lambda model, x, y, generator=None: call(look, model, x, None, generator)
 
-# %% ../nbs/61_findings.ipynb #05923e08
+# %% ../nbs/61_findings.ipynb #747cacdf
 def measure_robustness(
     models: dict[str, nn.Module],
     images: Images,
@@ -117,7 +117,8 @@ def measure(
         "accuracy under attack": lambda: tables.update(robustness=measure_robustness(models, images, attack, ball, batch_size, seed)),
         "look scale": lambda: tables.update(scales_per_image=look_scales(models, asked, looks, (), batch_size=64, seed=seed)),
         "accuracy under transforms": lambda: tables.update(curves=benchmark(models, images, transforms, batch_size, seed)),
-        "first layers": lambda: tables.update(first_layers=_first_layers(models))}
+        "first layers": lambda: tables.update(first_layers=_first_layers(models)),
+        "red flags": lambda: tables.update(flags=_attack_flags(models, images, attack, ball, batch_size, seed))}
     for name in (bar := progress(stages, "report")): bar.set_description(name); stages[name]()
     tables["scales"] = summarize(tables["scales_per_image"], seed=seed)
     tables["ratios"] = _ratios(tables["scales_per_image"], trained(models), seed)
@@ -128,6 +129,12 @@ def _ratios(table: "pd.DataFrame", names: list[str], seed: int) -> "pd.DataFrame
     "Every trained model against the first"
     import pandas as pd
     return pd.concat([compare(table, names[0], name, seed=seed) for name in names[1:] or names], ignore_index=True)
+
+
+def _attack_flags(models, images, attack, ball, batch_size, seed) -> "pd.DataFrame":
+    "What speaks against the robust accuracy of each trained model"
+    import pandas as pd
+    return pd.DataFrame([dict(model=name, flag=flag) for name in trained(models) for flag in attack_flags(models[name], images, attack, ball, batch_size, seed, 32, 100)], columns=["model", "flag"])
 
 
 def _first_layers(models: dict[str, nn.Module]) -> "pd.DataFrame":
@@ -205,7 +212,7 @@ def say_kernels(table: "pd.DataFrame", names: list[str]) -> str:
     if len(names) < 2: return f"The weights of {names[0]}'s first layer have a mean magnitude of {mean[names[0]]:.3g}."
     return " ".join(f"The weights of {name}'s first layer are {mean[name] / mean[names[0]]:.2f} times as strong as those of {names[0]}." for name in names[1:])
 
-# %% ../nbs/61_findings.ipynb #49e0eb7f
+# %% ../nbs/61_findings.ipynb #e36124a8
 def red_flags(
     models: dict[str, nn.Module],
     images: Images,
@@ -220,6 +227,7 @@ def red_flags(
         common = answers.bincount().max().item() / len(images)
         before, after = of.get((name, "accuracy"), 1), of.get((name, "robust accuracy"), of.get((name, "stability")))
         flags += [*near_chance(name, before, images), *misprepared(name, models[name], images, batch_size), *same_answer(name, common, images), *([] if near_chance(name, before, images) else no_effect(name, before, after))]
+    flags += [f"{r.model}: {r.flag}" for r in tables["flags"].itertuples()] if "flags" in tables else []
     lost = tables["scales"][(tables["scales"].left_out > 0) & (tables["scales"].model != "white noise")]
     return flags + [f"{r.left_out} of {r.n + r.left_out} maps of {r.model} ({r.attribution}) are constant or not finite, and were left out." for r in lost.itertuples()]
 
