@@ -16,7 +16,7 @@ from .attacks import fooled, gradient, make_loss, other_classes, prepare
 from .balls import L2, Linf, per_image
 from .core import logits, progress
 
-# %% ../nbs/12_minimal.ipynb #f3fec21e
+# %% ../nbs/12_minimal.ipynb #5fda32ba
 def to_boundary(
     model: nn.Module,
     x: Tensor,  # images [N,C,H,W]
@@ -26,13 +26,15 @@ def to_boundary(
 ) -> tuple[Tensor, Tensor]:  # the step onto the nearest linearized boundary [N,C,H,W]; the distance of each boundary [N,k]
     "DeepFool's step, from one forward pass (Moosavi-Dezfooli et al. 2016, algorithm 2 and equation 11)"
     x = x.detach().requires_grad_()
-    with torch.enable_grad(): z = logits(model, x)
-    gaps = (z.gather(1, others) - z.gather(1, y[:, None])).to(torch.promote_types(x.dtype, torch.float32))
-    nearest, distances = torch.full_like(gaps[:, 0], torch.inf), []
-    for j in range(gaps.shape[1]):
-        w, = torch.autograd.grad(gaps[:, j].sum(), x, retain_graph=j < gaps.shape[1] - 1)
+    with torch.enable_grad():
+        z = logits(model, x)
+        gaps = (z.gather(1, others) - z.gather(1, y[:, None])).to(torch.promote_types(x.dtype, torch.float32))
+        sums = gaps.sum(0).unbind()   # images don't mix, so the gradient of a sum holds each image's own
+    gaps, nearest, distances = gaps.detach(), torch.full_like(gaps[:, 0], torch.inf), []
+    for j, total in enumerate(sums):
+        w, = torch.autograd.grad(total, x, retain_graph=j < len(sums) - 1)
         s = ball.steepest(w)
-        distances.append(gaps[:, j].detach().abs() / (w * s).flatten(1).sum(1).clamp_min(1e-8))
+        distances.append(gaps[:, j].abs() / (w * s).flatten(1).sum(1).clamp_min(1e-8))
         step = torch.where(per_image(distances[-1] < nearest, x), s, step) if j else s
         nearest = torch.minimum(nearest, distances[-1])
     return per_image(nearest + 1e-4, x).to(x.dtype) * step, torch.stack(distances, 1)
@@ -81,7 +83,7 @@ def _confirmed(stop, candidates: Tensor, x_adv: Tensor, y: Tensor) -> Tensor:  #
     if stop is not None and candidates.any(): told[candidates] = stop(x_adv[candidates], y[candidates])
     return told
 
-# %% ../nbs/12_minimal.ipynb #31c6e5d8
+# %% ../nbs/12_minimal.ipynb #38c6d0d6
 def cw(
     model: nn.Module,  # images in [0,1] to logits; its mode and weights are left alone
     x: Tensor,  # images [N,C,H,W] in [0,1]
@@ -102,8 +104,8 @@ def cw(
     if type(ball) is not L2: raise ValueError(f"C&W measures in L2, but the ball is {ball!r}; deepfool knows Linf, fab.fab Linf and L1")
     x, y = prepare(model, x, y, targeted)
     climb = make_loss("margin", targeted)
-    with torch.no_grad(): _check_classes(logits(model, x[:1]), y)
     z, margin, g = gradient(model, x, y, climb)
+    _check_classes(z, y)
     c = 4 * (confidence - margin) / g.flatten(1).square().sum(1).clamp_min(1e-9) if const is None else torch.full_like(margin, const)
     todo, result, length = ~(fooled(z, y, targeted) & (margin >= confidence)) & (ball.eps > 0), x.clone(), torch.full_like(margin, torch.inf)
     low, high = torch.zeros_like(c), torch.full_like(c, torch.inf)

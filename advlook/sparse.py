@@ -52,16 +52,17 @@ def best_pair(alpha: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:  # position
     best, which = score.flatten(1).max(1)
     return order.gather(1, at.gather(1, torch.stack([which // k, which % k], 1))), best
 
-# %% ../nbs/17_sparse.ipynb #b004a183
+# %% ../nbs/17_sparse.ipynb #57a3ab19
 def _everyone(x_adv: Tensor, y: Tensor) -> Tensor:
     "A `stop` that confirms all"
     return torch.ones_like(y, dtype=torch.bool)
 
 
-def _check_labels_fit(z: Tensor, y: Tensor) -> None:
+def _check_classes(z: Tensor, y: Tensor) -> None:
+    "ValueError for a label that the model does not have"
     if len(y) and y.max() >= z.shape[1]: raise ValueError(f"labels run to {y.max()}, but the model has {z.shape[1]} classes")
 
-
+# %% ../nbs/17_sparse.ipynb #ec6abfc9
 def jsma(
     model: nn.Module,  # images in [0,1] to logits; its mode and weights are left alone
     x: Tensor,  # images [N,C,H,W] in [0,1]
@@ -78,7 +79,7 @@ def jsma(
     if not isinstance(ball, L0): raise ValueError(f"JSMA counts pixels: the ball is L0(pixels), but it is {ball!r}")
     x, y = prepare(model, x, y, targeted)
     with torch.no_grad(): z = logits(model, x)
-    _check_labels_fit(z, y)
+    _check_classes(z, y)
     standing, most = Standing(x, y, stop or _everyone), int(gamma * x[:1].numel())
     s = SimpleNamespace(x=x, at=x, y=y, target=y if targeted else other_classes(z, y, 1).flatten())
     for _ in progress(range(most * math.ceil(1 / abs(theta)) + 1), "jsma"):
@@ -92,7 +93,7 @@ def jsma(
         if not len(standing): break
     return standing.finish(x[standing.index])
 
-
+# %% ../nbs/17_sparse.ipynb #b4e3d465
 def _move(s: SimpleNamespace, alpha: Tensor, beta: Tensor, theta: float, pairs: bool) -> Tensor:  # bool [n]: found something to move
     "Move the best numbers that are not at their limit yet by theta"
     used = (s.at == (1 if theta > 0 else 0)).flatten(1)
@@ -101,7 +102,7 @@ def _move(s: SimpleNamespace, alpha: Tensor, beta: Tensor, theta: float, pairs: 
     s.at = s.at.flatten(1).scatter_add(1, at, torch.full_like(alpha, theta)[:, :at.shape[1]]).clamp(0, 1).view(s.at.shape)
     return score > 0
 
-# %% ../nbs/17_sparse.ipynb #4466ae1d
+# %% ../nbs/17_sparse.ipynb #56174c42
 class _Found(Exception): "Carries an image that fools the model out of the search"
 
 
@@ -122,19 +123,19 @@ def _evolve(model, image, y, pixels, population, generations, climb, targeted, s
 
     @torch.no_grad()
     def how_bad(v):  # [numbers,S] -> [S], what the search makes small
-        x_adv = _painted(image, torch.from_numpy(v.T.copy()).view(v.shape[1], pixels, 2 + channels).to(image.device))
+        x_adv = _painted(image, torch.from_numpy(v.T.astype(np.float32)).view(v.shape[1], pixels, 2 + channels).to(image.device))
         z, labels = logits(model, x_adv).float(), y.expand(v.shape[1])
         value, fell = climb(z, labels), fooled(z, labels, targeted).nonzero().flatten()
         fell = fell[stop(x_adv[fell], labels[fell])] if len(fell) else fell
         if len(fell): raise _Found(x_adv[fell[value[fell].argmax()]][None])
-        return -value.double().cpu().numpy()
+        return -value.cpu().double().numpy()
 
     try: differential_evolution(how_bad, [(0, t) for t in top], strategy="rand1bin", mutation=0.5, recombination=1, maxiter=generations, tol=0, polish=False,
                                 init=rng.random((population, len(top))) * top, rng=rng, vectorized=True, updating="deferred")
     except _Found as found: return found.args[0]
     return image
 
-# %% ../nbs/17_sparse.ipynb #98b7da74
+# %% ../nbs/17_sparse.ipynb #7016036b
 def one_pixel(
     model: nn.Module,  # images in [0,1] to logits; only its answers are used
     x: Tensor,  # images [N,C,H,W] in [0,1]
@@ -154,7 +155,7 @@ def one_pixel(
     pixels = pixels if ball is None else int(min(ball.eps, x[0, 0].numel()))
     if pixels < 0 or population < 5 or generations < 1: raise ValueError(f"pixels, population and generations are at least 0, 5 and 1, but they are {pixels}, {population} and {generations}")
     with torch.no_grad(): z = logits(model, x)
-    _check_labels_fit(z, y)
+    _check_classes(z, y)
     standing, climb = Standing(x, y, stop or _everyone), make_loss(loss, targeted)
     seeds = (draw(torch.rand, torch.empty(len(x), 1), generator) * 2**24).long().flatten().tolist()
     standing.leave(fooled(z, y, targeted), x)

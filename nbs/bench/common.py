@@ -26,6 +26,13 @@ def age(about: dict) -> str:
     return f"Measured on {about['date']} with `{about['command']}`, " + ("on the code as it is now." if not changed else f"BEFORE the last change of {', '.join(f'`{m}`' for m in changed)}: run it again.")
 
 
+def load(name: str):
+    "The rows of a bench as a table without its notes, and how each part came to be"
+    import pandas as pd
+    rows = pd.read_csv(RESULTS / f"{name}.csv", keep_default_na=False, na_values=[""])
+    return rows, json.loads((RESULTS / f"{name}.json").read_text())
+
+
 def versions(*packages: str) -> dict[str, str]:
     def of(name):
         try: return importlib.metadata.version(name)
@@ -49,6 +56,7 @@ class Rows:
         self.csv, self.json, self.columns, self.key = stem.with_suffix(".csv"), stem.with_suffix(".json"), columns, key
         stem.parent.mkdir(parents=True, exist_ok=True)
         self.about = json.loads(self.json.read_text()) if self.json.exists() else {}
+        if self.csv.exists() and (text := self.csv.read_text())[-1:] not in ("", "\n"): self.csv.write_text(text[:text.rfind("\n") + 1])  # half a row
         self.rows = list(csv.DictReader(self.csv.open(newline=""))) if self.csv.exists() else []
 
     def begin(self, part: str, settings: dict, modules: list[str], packages: list[str], again: bool) -> None:
@@ -58,13 +66,18 @@ class Rows:
         differ = [k for k in now if old and old[k] != now[k]]
         if old and (again or differ):
             if not again: sys.exit(f"{part}: {self.csv.name} was measured with other {', '.join(differ)}; --again measures this part anew")
-            self.rows = [r for r in self.rows if r["part"] != part]
-            self._write()
+            self.forget(part)
         command = "python " + " ".join([f"nbs/bench/{Path(sys.argv[0]).name}", *(a for a in sys.argv[1:] if a != "--again")])
         if not old or again: self.about[part] = dict(command=command, date=time.strftime("%Y-%m-%d")) | now
         self._note()
 
     def has(self, **key) -> bool: return any(all(r[k] == str(key[k]) for k in self.key) for r in self.rows)
+
+    def forget(self, part: str, note: bool = False) -> None:
+        "The rows of a part, and with `note` how it came to be"
+        self.rows = [r for r in self.rows if r["part"] != part]
+        self._write()
+        if note: self.about.pop(part, None); self._note()
 
     def add(self, **row) -> None:
         new = not self.csv.exists() or not self.csv.stat().st_size
