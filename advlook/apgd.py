@@ -54,7 +54,8 @@ def apgd(
 ) -> Tensor:  # [N,C,H,W] in [0,1], in the ball: the image that fools the model, or the one of the highest loss
     "Auto-PGD (Croce & Hein 2020, algorithm 1; in l_1 Croce & Hein 2021). Images that a try has fooled don't try again"
     if steps < 1 or restarts < 1: raise ValueError(f"steps and restarts are at least 1, but they are {steps} and {restarts}")
-    (x, y), standing = prepare(model, x, y), Standing(x, y, stop)
+    x, y = prepare(model, x, y)
+    standing = Standing(x, y, stop)
     with torch.no_grad(): classes = other_classes(logits(model, x), y, targets) if targets else y[:, None]
     climb = (lambda z, pair: targeted_dlr(z, *pair.T)) if targets else (lambda z, pair, of=make_loss(loss): of(z, pair[:, 0]))
     radii = radii or ((3, 2, 1) if isinstance(ball, L1) else (1,))

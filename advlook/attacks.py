@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .balls import L2, Linf, into, per_image
-from .core import check_images, check_labels, draw, logits, pick
+from .core import check_classes, check_images, check_labels, draw, logits, pick
 
 # %% ../nbs/11_attacks.ipynb #bc0a43d2
 def _margin(z: Tensor, y: Tensor) -> Tensor:
@@ -43,7 +43,7 @@ def make_loss(
     value, sign = LOSSES[loss] if isinstance(loss, str) else loss, -1 if targeted else 1
 
     def climb(z, y):
-        if not z.is_cuda and y.max() >= z.shape[1]: raise ValueError(f"labels run to {y.max()}, but the model has {z.shape[1]} classes")
+        if not z.is_cuda: check_classes(z, y)  # on a GPU it would wait for the answer
         return sign * value(z, y)
     return climb
 
@@ -84,6 +84,7 @@ def fooled(z: Tensor, y: Tensor, targeted: bool = False) -> Tensor:  # bool [N]
 
 def other_classes(z: Tensor, y: Tensor, count: int) -> Tensor:  # int64 [N,count]
     "The most likely classes besides `y`, most likely first"
+    check_classes(z, y)
     return z.scatter(1, y[:, None], -torch.inf).topk(min(count, z.shape[1] - 1), 1).indices
 
 # %% ../nbs/11_attacks.ipynb #7ea9e21c

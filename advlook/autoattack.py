@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from .apgd import apgd
 from .attacks import Expectation, prepare
 from .balls import L1, Linf
-from .core import Images, PerImage, atomic, call, describe, device_of, frozen, logits, predict, progress, to_float
+from .core import Images, PerImage, atomic, call, check_classes, describe, device_of, frozen, logits, predict, progress, to_float
 from .fab import fab
 from .square import square
 from .standin import StandIn, standin
@@ -76,8 +76,8 @@ def _attack_all(model, x, y, ball, version, seeds, state, fast, batch_size, stop
     hook = stop or (lambda x_adv, y: logits(given, x_adv).argmax(1) != y)
     answers = predict(given, x, batch_size)
     y = answers if y is None else y
-    if len(y) and y.max() >= (k := logits(given, to_float(x[:1].to(device))).shape[1]): raise ValueError(f"labels run to {y.max()}, but the model has {k} classes")
-    run = stages(version, ball, k if len(y) else 4)
+    check_classes(z := logits(given, to_float(x[:1].to(device))), y)
+    run = stages(version, ball, z.shape[1] if len(y) else 4)
     about = dict(version=version, ball=describe(ball), n=len(x), sums=[float(to_float(x).double().sum()), int(y.sum()), int(seeds.astype(np.int64).sum())], wrong=int((answers != y).sum()))
     p = Progress(torch.where(answers == y, Progress.STANDS, Progress.WRONG), about, state)
     quick = standin(Expectation(given) if version == "rand" else model, to_float(x[:2].to(device)), fast)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .attacks import Standing, fooled, other_classes, prepare
 from .balls import L1, L2, Linf, per_image
-from .core import draw, logits, progress
+from .core import check_classes, draw, logits, progress
 
 # %% ../nbs/13_fab.ipynb #6b477012
 def fill(
@@ -109,7 +109,7 @@ def fab(
     if type(ball) not in _DUAL: raise ValueError(f"FAB knows Linf, L2 and L1, but the ball is {ball!r}")
     x, y = prepare(model, x, y)
     with torch.no_grad(): z = logits(model, x)
-    if len(y) and y.max() >= z.shape[1]: raise ValueError(f"labels run to {y.max()}, but the model has {z.shape[1]} classes")
+    check_classes(z, y)
     aims = other_classes(z, y, targets) if targets else torch.full_like(y, -1)[:, None]
     standing, best, length = Standing(x, y, stop), x.clone(), torch.full((len(x),), torch.inf, dtype=x.dtype, device=x.device)
     standing.index = (z.argmax(1) == y).nonzero().flatten() if ball.eps > 0 else standing.index[:0]

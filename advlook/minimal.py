@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .attacks import fooled, gradient, make_loss, other_classes, prepare
 from .balls import L2, Linf, per_image
-from .core import logits, progress
+from .core import check_classes, logits, progress
 
 # %% ../nbs/12_minimal.ipynb #5fda32ba
 def to_boundary(
@@ -55,7 +55,7 @@ def deepfool(
     if type(ball) not in (L2, Linf): raise ValueError(f"DeepFool knows L2 and Linf, but the ball is {ball!r}; fab.fab knows L1")
     x, y = prepare(model, x, y)
     with torch.no_grad(): z = logits(model, x)
-    _check_classes(z, y)
+    _check(z, y)
     index, result = ((z.argmax(1) == y) & (ball.eps > 0)).nonzero().flatten(), x.clone()
     here, labels, others, total = x[index], y[index], other_classes(z, y, candidates - 1)[index], torch.zeros_like(x[index])
     for _ in progress(range(steps), "deepfool"):
@@ -71,10 +71,10 @@ def deepfool(
     return result
 
 
-def _check_classes(z: Tensor, y: Tensor) -> None:
+def _check(z: Tensor, y: Tensor) -> None:
     "ValueError unless there are two classes, and each label is one of them"
     if z.shape[1] < 2: raise ValueError("the model has a single logit, so there is no boundary between classes; give it two, such as torch.cat([-z, z], 1)")
-    if len(y) and y.max() >= z.shape[1]: raise ValueError(f"labels run to {y.max()}, but the model has {z.shape[1]} classes")
+    check_classes(z, y)
 
 
 def _confirmed(stop, candidates: Tensor, x_adv: Tensor, y: Tensor) -> Tensor:  # bool [n]
@@ -105,7 +105,7 @@ def cw(
     x, y = prepare(model, x, y, targeted)
     climb = make_loss("margin", targeted)
     z, margin, g = gradient(model, x, y, climb)
-    _check_classes(z, y)
+    _check(z, y)
     c = 4 * (confidence - margin) / g.flatten(1).square().sum(1).clamp_min(1e-9) if const is None else torch.full_like(margin, const)
     todo, result, length = ~(fooled(z, y, targeted) & (margin >= confidence)) & (ball.eps > 0), x.clone(), torch.full_like(margin, torch.inf)
     low, high = torch.zeros_like(c), torch.full_like(c, torch.inf)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from .attacks import LOSSES, gradient, pgd
 from .balls import L0, L1, L2, Linf
-from .core import Images, call, device_of, frozen, in_batches, logits, predict, progress, scores, takes, to_float
+from .core import Images, call, check_classes, device_of, frozen, in_batches, logits, predict, progress, scores, takes, to_float
 from .square import square
 from .standin import standin
 
@@ -43,7 +43,7 @@ def correct(
     "Which images the model gets right. ValueError without labels"
     if images.y is None: raise ValueError("accuracy needs labels, but these images have none; compare predictions instead")
     z = scores(model, images.x, batch_size)
-    if images.y.max() >= z.shape[1]: raise ValueError(f"labels run to {images.y.max()}, but the model has {z.shape[1]} classes")
+    check_classes(z, images.y)
     return (z.topk(min(top, z.shape[1]), 1).indices == images.y[:, None]).any(1)
 
 

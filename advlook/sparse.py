@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .attacks import Standing, fooled, make_loss, other_classes, prepare
 from .balls import L0
-from .core import draw, logits, progress
+from .core import check_classes, draw, logits, progress
 
 # %% ../nbs/17_sparse.ipynb #ee3abc5b
 def forward_derivative(
@@ -57,11 +57,6 @@ def _everyone(x_adv: Tensor, y: Tensor) -> Tensor:
     "A `stop` that confirms all"
     return torch.ones_like(y, dtype=torch.bool)
 
-
-def _check_classes(z: Tensor, y: Tensor) -> None:
-    "ValueError for a label that the model does not have"
-    if len(y) and y.max() >= z.shape[1]: raise ValueError(f"labels run to {y.max()}, but the model has {z.shape[1]} classes")
-
 # %% ../nbs/17_sparse.ipynb #ec6abfc9
 def jsma(
     model: nn.Module,  # images in [0,1] to logits; its mode and weights are left alone
@@ -79,7 +74,7 @@ def jsma(
     if not isinstance(ball, L0): raise ValueError(f"JSMA counts pixels: the ball is L0(pixels), but it is {ball!r}")
     x, y = prepare(model, x, y, targeted)
     with torch.no_grad(): z = logits(model, x)
-    _check_classes(z, y)
+    check_classes(z, y)
     standing, most = Standing(x, y, stop or _everyone), int(gamma * x[:1].numel())
     s = SimpleNamespace(x=x, at=x, y=y, target=y if targeted else other_classes(z, y, 1).flatten())
     for _ in progress(range(most * math.ceil(1 / abs(theta)) + 1), "jsma"):
@@ -155,7 +150,7 @@ def one_pixel(
     pixels = pixels if ball is None else int(min(ball.eps, x[0, 0].numel()))
     if pixels < 0 or population < 5 or generations < 1: raise ValueError(f"pixels, population and generations are at least 0, 5 and 1, but they are {pixels}, {population} and {generations}")
     with torch.no_grad(): z = logits(model, x)
-    _check_classes(z, y)
+    check_classes(z, y)
     standing, climb = Standing(x, y, stop or _everyone), make_loss(loss, targeted)
     seeds = (draw(torch.rand, torch.empty(len(x), 1), generator) * 2**24).long().flatten().tolist()
     standing.leave(fooled(z, y, targeted), x)

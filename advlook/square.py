@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .attacks import LOSSES, Standing, fooled, prepare
 from .balls import L1, L2, Linf, into, per_image
-from .core import draw, logits, pick, progress
+from .core import check_classes, draw, logits, pick, progress
 
 # %% ../nbs/15_square.ipynb #02c74b9a
 def side_of_square(
@@ -155,7 +155,7 @@ def _ask(model, x, y, value) -> tuple[Tensor, Tensor]:
     "Loss, and who is fooled"
     z = logits(model, x)
     if z.dtype in (torch.bfloat16, torch.float16): z = z.float()
-    if y.max() >= z.shape[1]: raise ValueError(f"labels run to {y.max()}, but the model has {z.shape[1]} classes")
+    check_classes(z, y)
     return value(z, y), fooled(z, y)
 
 
