@@ -169,7 +169,7 @@ def measure_memory(name: str, model_name: str, batch: int, seed: int, fast: bool
 
 def here_different(names, args):
     "Without a processor for bfloat16, `fast` is nothing else than without"
-    return [n for n in names if (n != "advlook fast" or computes_bfloat16(torch.device("cpu"))) and (n != "official" or not args.without_official)]
+    return [n for n in names if (n != "advlook fast" or computes_bfloat16(torch.device("cpu"))) and (not args.contenders or n in args.contenders)]
 
 
 def run_pgd(rows, args):
@@ -232,7 +232,7 @@ def main():
     parser.add_argument("--parts", nargs="+", default=["pgd", "memory", "autoattack"])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--without-official", action="store_true", help="AutoAttack by advlook only")
+    parser.add_argument("--contenders", nargs="+", help="only these, as the tables call them; a later call may add others")
     parser.add_argument("--again", action="store_true", help="forget what these parts had")
     parser.add_argument("--out", default=str(RESULTS / "attacks"), help="without the ending")
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)

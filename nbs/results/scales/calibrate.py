@@ -32,7 +32,7 @@ for wavelength in (2, 4, 8, 16):
     test = band_noise(200, wavelength, seed=args.seed + 1)
     cue = look_scale(band_noise(200, wavelength, seed=args.seed + 1, noise=0).x.float())
     rows.append(dict(wavelength=wavelength, model="the cue itself", attribution="", accuracy=None) | interval(cue)._asdict())
-    for name, objective in ("Random", None), ("STD", "std"), ("ADV", "fgsm"):
+    for name, objective in ("Random", None), ("STD", "std"), ("ADV", "fast"):
         model = create_model("resnet8", 4, args.seed, 64)
         if objective: fit(model, band_noise(args.train, wavelength, seed=args.seed), objective=make_objective(objective, args.eps / 255), epochs=args.epochs, batch_size=32, learning_rate=0.1, augment=False, seed=args.seed)
         right = accuracy(model.eval(), test)

@@ -1,0 +1,122 @@
+"Training in processes of its own: two that act as one, kill -9 at any moment, the command line"
+import json, os, random, shutil, signal, socket, subprocess, sys, time
+
+import pytest
+import torch
+
+from test_cli import advlook, photos  # noqa: F401 (fixtures)
+
+SCRIPT = """
+import sys, torch
+from functools import partial
+from torch import nn
+from advlook.attacks import fgsm
+from advlook.core import Images
+from advlook.objectives import make_objective
+from advlook.train import fit
+out, norm, epochs, pause = sys.argv[1], sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
+torch.manual_seed(0)
+g = torch.Generator().manual_seed(0)
+y = torch.randint(0, 2, (150,), generator=g)
+x = torch.randint(0, 120, (150, 3, 16, 16), generator=g, dtype=torch.uint8)
+x[torch.arange(150)[:, None], :, 8 * y[:, None] + torch.arange(8)] += 60
+normalize = {"group": nn.GroupNorm(2, 8), "batch": nn.BatchNorm2d(8), "frozen": nn.BatchNorm2d(8)}[norm]
+if norm == "frozen": normalize.train = lambda mode=True: nn.Module.train(normalize, False)
+model = nn.Sequential(nn.Conv2d(3, 8, 3, 2), normalize, nn.ReLU(), nn.Dropout(0.1 if pause else 0), nn.Flatten(), nn.Linear(392, 2))
+objective = make_objective("fast", 8/255)
+def slow(model, x, y, generator):
+    import time; time.sleep(pause)
+    return objective(model, x, y, generator=generator)
+slow.__name__ = "slow"
+def told(rows): print("epoch", rows[-1]["epoch"], rows[-1]["loss"], flush=True)
+history = fit(model, Images(x, y), None, slow, epochs=epochs, batch_size=32, learning_rate=0.05, out=out, device="cpu", precision="no", log=told, save_every=1 if pause else None, ema=0.9 if pause else None)
+import os
+if os.environ.get("RANK", "0") == "0": torch.save(dict(weights=model.state_dict(), loss=history.loss.tolist()), out + "/end.pt")
+"""
+
+
+@pytest.fixture
+def script(tmp_path):
+    (tmp_path/"script.py").write_text(SCRIPT)
+
+    def run(out, norm="group", epochs=2, pause=0, processes=1, start=False):
+        with socket.socket() as free: free.bind(("127.0.0.1", 0)); port = free.getsockname()[1]
+        launch = [] if processes == 1 else f"-m torch.distributed.run --nproc_per_node {processes} --master_port {port}".split()  # `accelerate launch` starts several processes on GPUs only
+        process = subprocess.Popen([sys.executable, *launch, "script.py", out, norm, str(epochs), str(pause)], cwd=tmp_path, env=os.environ | dict(OMP_NUM_THREADS="1"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                                   start_new_session=True)
+        if start: return process
+        said, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, said
+        return torch.load(tmp_path/out/"end.pt", weights_only=True) | dict(said=said)
+    return run
+
+
+def apart(a, b): return max((a["weights"][k].double() - b["weights"][k].double()).abs().max().item() for k in a["weights"])
+
+
+@pytest.mark.parametrize("norm", ["group", "frozen"])
+def test_two_processes_are_one(norm, script):
+    "The same global batch, attacked, on two processes: the same model up to rounding, one log"
+    one, two = script("one", norm), script("two", norm, processes=2)
+    print(f"weights differ by {apart(one, two):.1e}, the loss by {abs(one['loss'][-1] - two['loss'][-1]):.1e}")
+    assert apart(one, two) < 1e-5 and one["loss"] == pytest.approx(two["loss"], abs=1e-5)
+    assert two["said"].count("epoch 1") == two["said"].count("epoch 2") == 1
+
+
+def test_two_processes_with_batch_normalization(script):
+    "Its statistics are those of a process's own images: another model, but one that has learnt, with averages that both share"
+    one, two = script("one", "batch"), script("two", "batch", processes=2)
+    assert 1e-4 < apart(one, two) and two["loss"][-1] < two["loss"][0]
+
+
+def test_two_processes_resume(script, tmp_path):
+    "Killed after the first epoch, taken up again by two processes, and by one"
+    whole = script("whole", epochs=3, processes=2)
+    process = script("killed", epochs=3, processes=2, start=True)
+    while "epoch 1" not in (line := process.stdout.readline()): assert line, "ended before its first epoch"
+    os.killpg(process.pid, signal.SIGKILL); process.wait()
+    shutil.copytree(tmp_path/"killed", tmp_path/"by-one")
+    again, alone = script("killed", epochs=3, processes=2), script("by-one", epochs=3)
+    assert "epoch 1" not in again["said"] and apart(whole, again) == 0 and apart(whole, alone) < 1e-5
+
+
+def test_killed_at_any_moment(script, tmp_path):
+    "kill -9 at random moments of a run that saves after each step, with dropout and a running mean: the same weights, bit for bit"
+    whole, rng = script("whole", pause=0.02), random.Random(0)
+    for _ in range(5):
+        process = script("killed", pause=0.02, start=True)
+        began = time.time()
+        while not (tmp_path/"killed"/"checkpoint.pt").exists() and process.poll() is None and time.time() - began < 60: time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.4)); os.killpg(process.pid, signal.SIGKILL); process.wait()
+        if process.returncode == 0: break
+    again = script("killed", pause=0.02)
+    assert apart(whole, again) == 0 and whole["loss"] == again["loss"]
+    assert not [p for p in (tmp_path/"killed").iterdir() if "part" in p.name]
+
+
+def test_train_and_evaluate(advlook, photos, tmp_path):  # noqa: F811
+    "Options reach the manifest and the command that remakes the model; evaluate joins its result"
+    words = ["train", "photos", "--epochs", 2, "--batch-size", 16, "--learning-rate", 0.02, "--objective", "trades+awp", "--eps", "2/255", "--steps", 2, "--ema", 0.9, "--probe", 20, "--patience", 5, "--label-smoothing", 0.1, "--tensorboard"]
+    code, out, err = advlook(*words, "--out", "run")
+    assert code == 0 and "probe robust accuracy" in out, err
+    made = {p.name for p in (tmp_path/"run").iterdir()}
+    assert made == {"initial.safetensors", "model.safetensors", "manifest.json", "log.csv", "tensorboard", "checkpoint.pt", "before-checkpoint.pt"}
+    told = json.loads((tmp_path/"run"/"manifest.json").read_text())
+    assert all(f" {w}" in told["command"] for w in ("--objective trades+awp", "--ema 0.9", "--probe 20", "--patience 5", "--label-smoothing 0.1", "--steps 2")), told["command"]
+    assert advlook(*told["command"].split()[1:-1], "again")[0] == 0
+    assert json.loads((tmp_path/"again"/"manifest.json").read_text())["sha256"] == told["sha256"]
+    for words, key in ((["--attack", "pgd", "--steps", 3], "pgd"), (["--attack", "square", "--norm", "l2", "--eps", 0.1, "--n", 4], "square")):
+        code, out, err = advlook("evaluate", "run", "--data", "photos", *words)
+        assert code == 0 and "robust accuracy" in out, err
+        result = json.loads((tmp_path/"run"/"manifest.json").read_text())["evaluated"][key]
+        assert 0 <= result["robust_accuracy"] <= result["accuracy"] <= 1 and result["images"] == (4 if key == "square" else 20)
+
+
+@pytest.mark.parametrize("words, said", [
+    (["train", "photos", "--objective", "trades+swa", "--out", "r"], "awp, gradalign"), (["train", "photos", "--on-collapse", "weep", "--out", "r"], "stop, best"),
+    (["train", "photos", "--probe", "4000", "--out", "r"], "can be held out"), (["evaluate", "photos"], "no folder of a finished"), (["evaluate", "bundled:cifar10/adv-0"], "--data"),
+    (["evaluate", "bundled:cifar10/adv-0", "--attack", "nap"], "autoattack"), (["evaluate", "bundled:cifar10/adv-0", "--norm", "l3"], "linf, l2, l1"),
+    (["evaluate", "bundled:cifar10/adv-0", "--data", "photos"], "'dark'")])
+def test_wrong_words(words, said, advlook, photos):  # noqa: F811
+    code, out, err = advlook(*words)
+    assert code == 2 and err.startswith("advlook: ") and said in err and len(err.strip().splitlines()) == 1, err
