@@ -6,7 +6,7 @@
 __all__ = ['app', 'number', 'parse_model', 'open_models', 'common_preparation', 'default_look', 'open_images', 'look', 'numbers',
            'choose_device', 'public_command', 'train', 'is_first_process', 'evaluate', 'main']
 
-# %% ../nbs/63_cli.ipynb #99ce638c
+# %% ../nbs/63_cli.ipynb #c002
 import errno
 import json
 import shlex
@@ -26,14 +26,14 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 @app.callback()
 def _app() -> None: "What do adversarially robust models look at?"
 
-# %% ../nbs/63_cli.ipynb #ed73f1b6
+# %% ../nbs/63_cli.ipynb #c003
 def number(text: str) -> float:
     '"4/255" or "0.0157" as a number; ValueError if it is none'
     above, _, below = text.partition("/")
     try: return float(above) / float(below or 1)
     except (ValueError, ZeroDivisionError): raise ValueError(f"{text!r} is not a number; write 4/255 or 0.0157") from None
 
-# %% ../nbs/63_cli.ipynb #12a9f38e
+# %% ../nbs/63_cli.ipynb #c006
 def parse_model(
     text: str,  # NAME=MODEL
 ) -> tuple[str, str]:  # name, model
@@ -53,7 +53,7 @@ def open_models(
     if len({name for name, _ in parsed}) < len(parsed): raise ValueError(f"each model needs a name of its own, but they are {', '.join(name for name, _ in parsed)}")
     return {name: open_model(spec, **preparation) for name, spec in parsed}
 
-# %% ../nbs/63_cli.ipynb #a1cf5d73
+# %% ../nbs/63_cli.ipynb #c009
 def common_preparation(models: dict[str, "nn.Module"]) -> dict:
     "How photos are made for all of these models, for `load_images`"
     known = [getattr(m, "preparation", {}) for m in models.values()]
@@ -80,7 +80,7 @@ def open_images(data: str | None, n: int, seed: int, models: dict[str, "nn.Modul
     if data: return load_images(data, "test", n, seed, **prepared)
     return photo_crops(n, prepared["size"] or 32, seed)
 
-# %% ../nbs/63_cli.ipynb #b4cbd394
+# %% ../nbs/63_cli.ipynb #c012
 @app.command()
 def look(
     models: Annotated[Optional[list[str]], typer.Option(help="NAME=FILE, NAME=FILE:ARCHITECTURE, NAME=timm:NAME, NAME=hub:OWNER/REPO/FILE:ARCHITECTURE or NAME=module:function; repeat for more; default: the bundled trio")] = None,
@@ -144,7 +144,7 @@ def public_command(words: list[str]) -> str:
         kept.append(f"{option}={short(option, value)}" if equals and option.startswith("--") else short(kept[-1] if kept else "", word))
     return shlex.join(["advlook", *kept])
 
-# %% ../nbs/63_cli.ipynb #1597bfeb
+# %% ../nbs/63_cli.ipynb #c015
 @app.command()
 def train(
     data: Annotated[str, typer.Argument(help="A data set of the catalogue or a folder")],
@@ -163,6 +163,8 @@ def train(
     weight_decay: Annotated[float, typer.Option(min=0)] = 5e-4,
     schedule: Annotated[str, typer.Option(help="one-cycle or steps")] = "one-cycle",
     augment: Annotated[bool, typer.Option(help="Random crops and flips")] = True,
+    size: Annotated[Optional[int], typer.Option(min=8, help="Side of the images in pixels; default: the data set's own")] = None,
+    stream: Annotated[bool, typer.Option(help="Read photos as they are needed: for data that do not fit into memory")] = False,
     ema: Annotated[Optional[float], typer.Option(min=0, max=1, help="End as a running mean of the weights, of this decay: 0.999")] = None,
     probe: Annotated[Optional[int], typer.Option(min=0, help="Training images to hold out, and to attack after each epoch; default: 500 or a tenth, 0: none")] = None,
     on_collapse: Annotated[str, typer.Option(help="When it overfits to the training step: stop, best (back to the best probe) or 'go on'")] = "stop",
@@ -178,21 +180,20 @@ def train(
     from functools import partial
     import torch
     from advlook.balls import Linf
-    from advlook.data import CATALOG, load_images
+    from advlook.data import CATALOG
     from advlook.models import create_model
     from advlook.objectives import make_objective
-    from advlook.train import fit
-    from advlook.watch import hold_out, print_row, to_tensorboard, watch, write_csv
+    from advlook.train import fast_precision, fit
+    from advlook.watch import print_row, to_tensorboard, watch, write_csv
     from advlook.zoo import save_model
     if on_collapse not in ("stop", "best", "go on"): raise ValueError(f"--on-collapse is stop, best or 'go on', but it is {on_collapse!r}")
     if threads: torch.set_num_threads(threads)
     if device: choose_device(device)
     goal = make_objective(objective, number(eps), steps, label_smoothing, crafting)
-    images, test = load_images(data, "train"), load_images(data, "test")
-    probe, held = min(500, len(images) // 10) if probe is None else probe, None
-    if probe: images, held = hold_out(images, probe, seed)
+    images, held, test = (_streamed if stream else _loaded)(data, size, probe, seed, augment)
+    probe = len(held) if held else 0
     entry, first = CATALOG.get(data, {}), is_first_process()
-    model = create_model(arch, len(images.names), seed, images.x.shape[-1], entry.get("mean"), entry.get("std"))
+    model = create_model(arch, len(images.names), seed, test.x.shape[-1], entry.get("mean"), entry.get("std"))
     if first and not (out / "checkpoint.pt").exists(): save_model(model, out / "initial.safetensors", images.names)
     look = partial(watch, images=held, ball=Linf(number(eps)), on_collapse=on_collapse, patience=patience, seed=seed) if probe else None
     history = fit(model, images, test, goal, epochs, batch_size, learning_rate, momentum, weight_decay, schedule, augment, seed, out, precision, device,
@@ -200,9 +201,30 @@ def train(
     if not first: return
     digest = save_model(model, out / "model.safetensors", images.names)
     said = dict(arch=arch, objective=objective, eps=eps, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, schedule=schedule, seed=seed, probe=probe)
-    usual = dict(steps=10, crafting=None, label_smoothing=0.0, accumulate=1, momentum=0.9, weight_decay=5e-4, ema=None, on_collapse="stop", patience=None)
-    chosen = dict(steps=steps, crafting=crafting, label_smoothing=label_smoothing, accumulate=accumulate, momentum=momentum, weight_decay=weight_decay, ema=ema, on_collapse=on_collapse, patience=patience)
-    _write_manifest(out, data, images, test, said | {k: v for k, v in chosen.items() if v != usual[k]}, augment, history, digest, number(eps))
+    usual = dict(size=None, steps=10, crafting=None, label_smoothing=0.0, accumulate=1, momentum=0.9, weight_decay=5e-4, ema=None, on_collapse="stop", patience=None)
+    chosen = dict(size=size, steps=steps, crafting=crafting, label_smoothing=label_smoothing, accumulate=accumulate, momentum=momentum, weight_decay=weight_decay, ema=ema, on_collapse=on_collapse, patience=patience)
+    _write_manifest(out, data, images, test, said | {k: v for k, v in chosen.items() if v != usual[k]}, augment, history, digest, number(eps), precision or fast_precision(device or ("cuda" if torch.cuda.is_available() else "cpu")))
+
+
+def _loaded(data: str, size: int | None, probe: int | None, seed: int, augment: bool) -> tuple:
+    "Images to train on, to probe with (or None), to test on"
+    from advlook.data import load_images
+    from advlook.watch import hold_out
+    images, test = load_images(data, "train", size=size), load_images(data, "test", size=size)
+    if images.y is None: raise ValueError(f"{Path(data).name!r} has no labels, and training needs them")
+    probe = min(500, len(images) // 10) if probe is None else probe
+    return (*(hold_out(images, probe, seed) if probe else (images, None)), test)
+
+
+def _streamed(data: str, size: int | None, probe: int | None, seed: int, augment: bool) -> tuple:
+    "The same, where only what is probed and tested is kept in memory"
+    import math
+    import os
+    from advlook.data import load_images
+    from advlook.stream import Stream
+    probe = 500 if probe is None else probe
+    images = Stream(data, "train", size, augment, lanes=math.lcm(8, int(os.environ.get("WORLD_SIZE", 1))), held_out=probe)
+    return images, images.held(probe) if probe else None, load_images(data, "test", 5_000, size=images.size)
 
 
 def is_first_process() -> bool:
@@ -211,8 +233,8 @@ def is_first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def _write_manifest(out, data, images, test, options, augment, history, digest, eps) -> None:
-    "How the model came to be, and what the saved weights score on the whole test set"
+def _write_manifest(out, data, images, test, options, augment, history, digest, eps, precision) -> None:
+    "How the model came to be, and what the saved weights score on the test images"
     from functools import partial
     import torch
     from advlook.attacks import pgd
@@ -222,16 +244,16 @@ def _write_manifest(out, data, images, test, options, augment, history, digest, 
     from advlook.report import versions
     from advlook.robustness import accuracy, robust_accuracy
     from advlook.zoo import load_checkpoint
-    model, attack = load_checkpoint(out / "model.safetensors"), partial(pgd, ball=Linf(eps), steps=10)
+    model, attack, streamed = load_checkpoint(out / "model.safetensors"), partial(pgd, ball=Linf(eps), steps=10), not hasattr(images, "x")
     metrics = dict(test_accuracy=accuracy(model, test), test_robust_accuracy=robust_accuracy(model, test, attack, Linf(eps)))
-    told = dict(command=" ".join(["advlook train", Path(data).name, *(f"--{k.replace('_', '-')} {shlex.quote(str(v))}" for k, v in options.items()), *([] if augment else ["--no-augment"]), f"--out {out.name}"]),
-                data=dict(name=Path(data).name, train=len(images), test=len(test), sha256=content_hash(images), test_sha256=content_hash(test)),
-                **options, augment=augment, threads=torch.get_num_threads(), versions=versions(), attack="PGD-10, l_inf, eps " + options["eps"],
+    told = dict(command=" ".join(["advlook train", Path(data).name, *(f"--{k.replace('_', '-')} {shlex.quote(str(v))}" for k, v in options.items()), *([] if augment else ["--no-augment"]), *(["--stream"] if streamed else []), f"--out {out.name}"]),
+                data=dict(name=Path(data).name, train=len(images), test=len(test), **({"stream": repr(images)} if streamed else {"sha256": content_hash(images)}), test_sha256=content_hash(test)),
+                **options, augment=augment, precision=precision, threads=torch.get_num_threads(), versions=versions(), attack="PGD-10, l_inf, eps " + options["eps"],
                 metrics={k: round(v, 4) for k, v in metrics.items()}, sha256=digest, history=[{k: v for k, v in row.items() if v == v} for row in history.round(4).to_dict("records")])
     with atomic(out / "manifest.json") as part: part.write_text(json.dumps(told, indent=1) + "\n")
     print("  ".join(f"{k} {v:.4f}" for k, v in metrics.items()))
 
-# %% ../nbs/63_cli.ipynb #fa918d6d
+# %% ../nbs/63_cli.ipynb #c017
 def _balls() -> dict:
     from advlook.balls import L1, L2, Linf
     return dict(linf=Linf, l2=L2, l1=L1)
@@ -316,7 +338,7 @@ def _join_manifest(file: Path, told: dict, attack: str, result: dict) -> None:
     told["evaluated"] = told.get("evaluated", {}) | {attack: result}
     with atomic(file) as part: part.write_text(json.dumps(told, indent=1) + "\n")
 
-# %% ../nbs/63_cli.ipynb #e41850d7
+# %% ../nbs/63_cli.ipynb #c019
 def _of_the_system(error: OSError) -> str:
     "What the operating system refused, in words, without the folders of whoever ran it"
     if error.errno is None: return str(error)

@@ -192,7 +192,7 @@ class Run:
 # %% ../nbs/20_train.ipynb #b7c1bfb2
 def fit(
     model: nn.Module,  # trained in place
-    train: Images,  # with labels; or anything with `batches` as above and a length
+    train: Images,  # with labels; or anything with `batches` as above and a length, as [stream](23_stream.ipynb)
     test: Images | None = None,  # accuracy after each epoch
     objective: Callable = standard_loss,  # (model, x, y) -> scalar loss
     epochs: int = 15,

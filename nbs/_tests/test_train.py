@@ -120,3 +120,30 @@ def test_train_and_evaluate(advlook, photos, tmp_path):  # noqa: F811
 def test_wrong_words(words, said, advlook, photos):  # noqa: F811
     code, out, err = advlook(*words)
     assert code == 2 and err.startswith("advlook: ") and said in err and len(err.strip().splitlines()) == 1, err
+
+
+def test_stream_from_the_command_line(advlook, tmp_path):
+    "A folder of parquet files, read as it goes; a size of its own; two processes"
+    import io, json as words
+    import pyarrow as pa, pyarrow.parquet as parquet
+    from PIL import Image
+    from advlook.scales import made_images
+    info = {"info": {"features": {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": list("abcdefgh")}}}}
+    schema = pa.schema({"image": pa.struct({"bytes": pa.binary(), "path": pa.string()}), "label": pa.int64()}, {"huggingface": words.dumps(info)})
+    (tmp_path/"made").mkdir()
+    for split, n in ("train", 640), ("test", 80):
+        images = made_images("shapes-textures", split, n, size=32)
+        def png(x): Image.fromarray(x.permute(1, 2, 0).numpy()).save(whole := io.BytesIO(), "PNG"); return {"bytes": whole.getvalue(), "path": None}
+        parquet.write_table(pa.table({"image": [png(x) for x in images.x], "label": images.y.tolist()}, schema), tmp_path/"made"/f"{split}-00000-of-00001.parquet", row_group_size=40)
+    command = ["train", "made", "--stream", "--size", 16, "--arch", "resnet8", "--epochs", 2, "--batch-size", 64, "--learning-rate", 0.05, "--probe", 80, "--threads", 1]
+    code, out, err = advlook(*command, "--out", "one")
+    assert code == 0, err
+    told = json.loads((tmp_path/"one"/"manifest.json").read_text())
+    assert told["data"]["train"] == 560 and "Stream(made train, 560 photos, size=16" in told["data"]["stream"] and "--stream" in told["command"] and told["size"] == 16
+    with socket.socket() as free: free.bind(("127.0.0.1", 0)); port = free.getsockname()[1]
+    subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(port), "-m", "advlook.cli", *map(str, command), "--out", "two"], cwd=tmp_path, check=True, timeout=300,
+                   env={k: v for k, v in os.environ.items() if k != "ADVLOOK_DATA"} | dict(OMP_NUM_THREADS="1", ADVLOOK_CACHE=str(tmp_path/"cache")))
+    both = json.loads((tmp_path/"two"/"manifest.json").read_text())
+    assert both["data"] == told["data"] and abs(both["history"][0]["loss"] - told["history"][0]["loss"]) < 0.1   # the same batches; batch normalization sees half of each
+    code, out, err = advlook("train", "made", "--stream", "--probe", 700, "--out", "three")
+    assert code == 2 and "hold out fewer" in err and not (tmp_path/"three").exists()
