@@ -72,7 +72,7 @@ def make_schedule(
     steps: int,  # in all
 ) -> torch.optim.lr_scheduler.LRScheduler:
     "A learning rate for every step; ValueError for an unknown schedule"
-    if schedule == "one-cycle": return torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.25, cycle_momentum=False)
+    if schedule == "one-cycle": return torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.25 if steps > 4 else 0.3, cycle_momentum=False)  # of 4 steps a quarter would be a division by 0
     if schedule == "steps": return torch.optim.lr_scheduler.StepLR(optimizer, math.ceil(steps / 3), 0.1)
     raise ValueError(f"the schedule is one-cycle or steps, but it is {schedule!r}")
 
