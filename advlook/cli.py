@@ -6,7 +6,7 @@
 __all__ = ['app', 'number', 'parse_model', 'open_models', 'common_preparation', 'default_look', 'open_images', 'look', 'numbers',
            'choose_device', 'public_command', 'train', 'is_first_process', 'evaluate', 'main']
 
-# %% ../nbs/63_cli.ipynb #c002
+# %% ../nbs/63_cli.ipynb #28ec1c5c
 import errno
 import json
 import shlex
@@ -26,14 +26,14 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 @app.callback()
 def _app() -> None: "What do adversarially robust models look at?"
 
-# %% ../nbs/63_cli.ipynb #c003
+# %% ../nbs/63_cli.ipynb #2b18281a
 def number(text: str) -> float:
     '"4/255" or "0.0157" as a number; ValueError if it is none'
     above, _, below = text.partition("/")
     try: return float(above) / float(below or 1)
     except (ValueError, ZeroDivisionError): raise ValueError(f"{text!r} is not a number; write 4/255 or 0.0157") from None
 
-# %% ../nbs/63_cli.ipynb #c006
+# %% ../nbs/63_cli.ipynb #f030f7cc
 def parse_model(
     text: str,  # NAME=MODEL
 ) -> tuple[str, str]:  # name, model
@@ -53,7 +53,7 @@ def open_models(
     if len({name for name, _ in parsed}) < len(parsed): raise ValueError(f"each model needs a name of its own, but they are {', '.join(name for name, _ in parsed)}")
     return {name: open_model(spec, **preparation) for name, spec in parsed}
 
-# %% ../nbs/63_cli.ipynb #c009
+# %% ../nbs/63_cli.ipynb #b005cbfd
 def common_preparation(models: dict[str, "nn.Module"]) -> dict:
     "How photos are made for all of these models, for `load_images`"
     known = [getattr(m, "preparation", {}) for m in models.values()]
@@ -80,7 +80,7 @@ def open_images(data: str | None, n: int, seed: int, models: dict[str, "nn.Modul
     if data: return load_images(data, "test", n, seed, **prepared)
     return photo_crops(n, prepared["size"] or 32, seed)
 
-# %% ../nbs/63_cli.ipynb #c012
+# %% ../nbs/63_cli.ipynb #e6fe1799
 @app.command()
 def look(
     models: Annotated[Optional[list[str]], typer.Option(help="NAME=FILE, NAME=FILE:ARCHITECTURE, NAME=timm:NAME, NAME=hub:OWNER/REPO/FILE:ARCHITECTURE or NAME=module:function; repeat for more; default: the bundled trio")] = None,
@@ -144,7 +144,7 @@ def public_command(words: list[str]) -> str:
         kept.append(f"{option}={short(option, value)}" if equals and option.startswith("--") else short(kept[-1] if kept else "", word))
     return shlex.join(["advlook", *kept])
 
-# %% ../nbs/63_cli.ipynb #c015
+# %% ../nbs/63_cli.ipynb #e2f0fa01
 @app.command()
 def train(
     data: Annotated[str, typer.Argument(help="A data set of the catalogue or a folder")],
@@ -253,7 +253,7 @@ def _write_manifest(out, data, images, test, options, augment, history, digest, 
     with atomic(out / "manifest.json") as part: part.write_text(json.dumps(told, indent=1) + "\n")
     print("  ".join(f"{k} {v:.4f}" for k, v in metrics.items()))
 
-# %% ../nbs/63_cli.ipynb #c017
+# %% ../nbs/63_cli.ipynb #ad09aea3
 def _balls() -> dict:
     from advlook.balls import L1, L2, Linf
     return dict(linf=Linf, l2=L2, l1=L1)
@@ -338,7 +338,7 @@ def _join_manifest(file: Path, told: dict, attack: str, result: dict) -> None:
     told["evaluated"] = told.get("evaluated", {}) | {attack: result}
     with atomic(file) as part: part.write_text(json.dumps(told, indent=1) + "\n")
 
-# %% ../nbs/63_cli.ipynb #c019
+# %% ../nbs/63_cli.ipynb #24793ab6
 def _of_the_system(error: OSError) -> str:
     "What the operating system refused, in words, without the folders of whoever ran it"
     if error.errno is None: return str(error)

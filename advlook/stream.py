@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['lane_windows', 'Group', 'find_groups', 'random_crop', 'ahead', 'Stream', 'training_cost']
 
-# %% ../nbs/23_stream.ipynb #c002
+# %% ../nbs/23_stream.ipynb #2e570bff
 import json
 import math
 import os
@@ -27,7 +27,7 @@ from .photos import decode, open_photo
 
 if TYPE_CHECKING: from PIL.Image import Image
 
-# %% ../nbs/23_stream.ipynb #c007
+# %% ../nbs/23_stream.ipynb #69e64584
 def lane_windows(
     sizes: np.ndarray,  # photos in each group
     seed: tuple[int, ...],  # seed and epoch
@@ -46,7 +46,7 @@ def lane_windows(
         at = np.searchsorted(ends, places, "right")
         yield order[at], places - (ends - sizes[order])[at]
 
-# %% ../nbs/23_stream.ipynb #c012
+# %% ../nbs/23_stream.ipynb #d1e7393c
 class Group(NamedTuple):
     "Photos that are read together"
     rows: int
@@ -87,7 +87,7 @@ def find_groups(
     pairs = [pairs[i] for i in np.random.default_rng(0).permutation(len(pairs))]
     return [Group(len(some), partial(list, some)) for some in (pairs[i:i + 100] for i in range(0, len(pairs), 100))], tuple(names)
 
-# %% ../nbs/23_stream.ipynb #c014
+# %% ../nbs/23_stream.ipynb #87f8293d
 def random_crop(
     image: "Image",  # from `open_photo`
     size: int,  # side of the result in pixels
@@ -102,7 +102,7 @@ def random_crop(
     pixels = np.asarray(image.convert("RGB").resize((size, size), 2, (left, top, left + w, top + h)))
     return np.ascontiguousarray(pixels[:, ::-1 if mirrored else 1].transpose(2, 0, 1))
 
-# %% ../nbs/23_stream.ipynb #c017
+# %% ../nbs/23_stream.ipynb #3a2cc4df
 def ahead(
     batches: Iterator,
     depth: int = 3,  # how many are made in advance
@@ -191,7 +191,7 @@ class Stream:
                     yield torch.from_numpy(np.stack(pixels)), torch.tensor(labels), mine, min(share, left - done) * self.lanes
         return ahead(made())
 
-# %% ../nbs/23_stream.ipynb #c027
+# %% ../nbs/23_stream.ipynb #e6144899
 def training_cost(
     images: int,  # in the data set
     epochs: int,

@@ -6,7 +6,7 @@
 __all__ = ['standard_loss', 'draw_moves', 'crop_and_flip', 'make_schedule', 'fast_precision', 'batches', 'gradients', 'average',
            'write_checkpoint', 'read_checkpoint', 'Run', 'fit']
 
-# %% ../nbs/20_train.ipynb #b769d472
+# %% ../nbs/20_train.ipynb #cade7432
 import copy
 import hashlib
 import io
@@ -32,7 +32,7 @@ from .data import content_hash
 
 if TYPE_CHECKING: import pandas as pd
 
-# %% ../nbs/20_train.ipynb #a2784c71
+# %% ../nbs/20_train.ipynb #0966d9c7
 def standard_loss(
     model: nn.Module,
     x: Tensor,  # images [N,C,H,W] in [0,1]
@@ -42,7 +42,7 @@ def standard_loss(
     "Cross-entropy: the objective of ordinary training (STD)"
     return F.cross_entropy(logits(model, x).float(), y, label_smoothing=label_smoothing)
 
-# %% ../nbs/20_train.ipynb #a91c1706
+# %% ../nbs/20_train.ipynb #cb9e630f
 def draw_moves(
     n: int,  # images in the data set
     pad: int,  # pixels on each side
@@ -64,7 +64,7 @@ def crop_and_flip(
     padded, images = F.pad(x, (pad,) * 4), torch.arange(len(x))
     return padded[images[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
-# %% ../nbs/20_train.ipynb #2d5d9d74
+# %% ../nbs/20_train.ipynb #c4fe393a
 def make_schedule(
     optimizer: torch.optim.Optimizer,
     schedule: str,  # "one-cycle" or "steps"
@@ -76,14 +76,14 @@ def make_schedule(
     if schedule == "steps": return torch.optim.lr_scheduler.StepLR(optimizer, math.ceil(steps / 3), 0.1)
     raise ValueError(f"the schedule is one-cycle or steps, but it is {schedule!r}")
 
-# %% ../nbs/20_train.ipynb #2f0abb1b
+# %% ../nbs/20_train.ipynb #646fe76d
 def fast_precision(device: str = "cpu") -> str:
     '"bf16" where the device computes with it in hardware, else "no"'
     if device.startswith("cuda"): return "bf16" if torch.cuda.is_bf16_supported() else "no"
     has = getattr(torch.cpu, "get_capabilities", dict)()
     return "bf16" if has.get("avx512_bf16") or has.get("amx_bf16") else "no"
 
-# %% ../nbs/20_train.ipynb #14f285ca
+# %% ../nbs/20_train.ipynb #f5a827f1
 def batches(
     images: Images,
     seed: tuple[int, int],  # seed and epoch
@@ -102,7 +102,7 @@ def batches(
         x = crop_and_flip(images.x[mine], moves[mine], pad) if augment else images.x[mine]
         yield x, images.y[mine], seeds[mine], len(batch)
 
-# %% ../nbs/20_train.ipynb #4d8e1ace
+# %% ../nbs/20_train.ipynb #21a072c6
 def gradients(
     model: nn.Module,
     x: Tensor,  # images of this process [N,C,H,W] in [0,1]
@@ -138,7 +138,7 @@ def average(
     for part, mean in zip(parts, means): part.copy_(mean.view_as(part))
     return sums.double().cpu() * accelerator.num_processes
 
-# %% ../nbs/20_train.ipynb #76033182
+# %% ../nbs/20_train.ipynb #3a613a43
 def write_checkpoint(
     file: Path,  # the one that was there becomes `before-` and its name
     state: dict,
@@ -164,7 +164,7 @@ def read_checkpoint(
     if wrong: raise ValueError(f"no checkpoint in {file.parent.name!r} is whole ({' and '.join(wrong)}: damaged); delete them to begin again")
     return None, ""
 
-# %% ../nbs/20_train.ipynb #cc38d6fa
+# %% ../nbs/20_train.ipynb #26448391
 class Run:
     "A training under way"
     PLAIN = "history", "step", "seconds", "sums", "rate", "best"
@@ -189,7 +189,7 @@ class Run:
         "What is probed and kept: the running mean of the weights, if there is one"
         return self.mean.module if self.mean else self.model
 
-# %% ../nbs/20_train.ipynb #b7c1bfb2
+# %% ../nbs/20_train.ipynb #e8463a59
 def fit(
     model: nn.Module,  # trained in place
     train: Images,  # with labels; or anything with `batches` as above and a length, as [stream](23_stream.ipynb)
@@ -275,7 +275,7 @@ def _end_epoch(run: Run, test: Images | None, watch: Callable | None) -> None:
     run.history = [*run.history, row | dict(seconds=run.seconds)]
     run.step, run.seconds, run.sums, run.rate = 0, 0.0, torch.zeros(3, dtype=torch.float64), run.rates.get_last_lr()[0]
 
-# %% ../nbs/20_train.ipynb #bd42c4c3
+# %% ../nbs/20_train.ipynb #54ee8588
 def _accelerator(precision: str | None, device: str | None):
     "accelerate's handle on device, processes and precision; it keeps a global state, which an earlier `fit` may have set otherwise"
     from accelerate import Accelerator
