@@ -149,7 +149,7 @@ def public_command(words: list[str]) -> str:
 def train(
     data: Annotated[str, typer.Argument(help="A data set of the catalogue or a folder")],
     out: Annotated[Path, typer.Option(help="Folder for weights, manifest, log and checkpoint; an interrupted run there goes on")],
-    arch: Annotated[str, typer.Option(help="resnet20, alexnet_bn, alexnet_bn_small, timm:NAME, torchvision:NAME")] = "resnet20",
+    arch: Annotated[str, typer.Option(help="resnet20, resnet18_thin, alexnet_bn, alexnet_bn_small, timm:NAME, torchvision:NAME")] = "resnet20",
     objective: Annotated[str, typer.Option(help="std, noise, fgsm, fast, pgd, trades or mart, perhaps with +awp or +gradalign")] = "std",
     eps: Annotated[str, typer.Option(help="Radius of the l_inf ball, 4/255 or 0.0157; of noise: its standard deviation")] = "4/255",
     steps: Annotated[int, typer.Option(min=1, help="Of the attack within pgd, trades and mart")] = 10,

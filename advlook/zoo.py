@@ -107,9 +107,11 @@ def _shape_of(file: str, state: dict[str, Tensor], architecture: str, size: int 
 
 # %% ../nbs/08_zoo.ipynb #94142696
 def bundled() -> dict[str, list[int]]:
-    "Data sets with bundled models, and their seeds"
+    "Data sets with bundled pairs of models, and their seeds"
     found: dict[str, list[int]] = {}
-    for path in sorted((_package() / "weights").glob("*/std-*/model.safetensors")): found.setdefault(path.parent.parent.name, []).append(int(path.parent.name[4:]))
+    for path in sorted((_package() / "weights").glob("*/std-*/model.safetensors")):
+        seed = path.parent.name[4:]
+        if (path.parent.parent / f"adv-{seed}").is_dir(): found.setdefault(path.parent.parent.name, []).append(int(seed))
     return found
 
 
