@@ -224,7 +224,7 @@ def _streamed(data: str, size: int | None, probe: int | None, seed: int, augment
     from advlook.stream import Stream
     probe = 500 if probe is None else probe
     images = Stream(data, "train", size, augment, lanes=math.lcm(8, int(os.environ.get("WORLD_SIZE", 1))), held_out=probe)
-    return images, images.held(probe) if probe else None, load_images(data, "test", 5_000, size=images.size)
+    return images, images.held() if probe else None, load_images(data, "test", 5_000, size=images.size)
 
 
 def is_first_process() -> bool:

@@ -102,7 +102,7 @@ def random_crop(
     pixels = np.asarray(image.convert("RGB").resize((size, size), 2, (left, top, left + w, top + h)))
     return np.ascontiguousarray(pixels[:, ::-1 if mirrored else 1].transpose(2, 0, 1))
 
-# %% ../nbs/23_stream.ipynb #3a2cc4df
+# %% ../nbs/23_stream.ipynb #b300baaf
 def ahead(
     batches: Iterator,
     depth: int = 3,  # how many are made in advance
@@ -118,7 +118,7 @@ def ahead(
 
 
 class Stream:
-    "A data set that `fit` reads as it goes; ValueError for what `find_groups` can't use, or fewer groups than are to be held out"
+    "A data set that `fit` reads as it goes; ValueError for what `find_groups` can't use, or more photos to be held out than there are"
 
     def __init__(
         self,
@@ -135,27 +135,30 @@ class Stream:
         self.size, self.augment, self.window, self.lanes, self.workers = size or CATALOG.get(name, {}).get("size", 224), augment, window, lanes, workers or os.cpu_count()
         self.name = f"{Path(name).name} {split}"
         self.apart = self._hold_out(held_out)
-        self.sizes = np.array([g.rows for g in self.groups])
+        self.sizes = np.array([g.rows - len(self.apart.get(i, ())) for i, g in enumerate(self.groups)])
         self.first = np.cumsum(self.sizes) - self.sizes   # the number of each group's first photo
-        self._rows = lru_cache(lanes + 1)(lambda group: self.groups[group].read())
+        self._rows = lru_cache(lanes + 1)(lambda group: [row for r, row in enumerate(self.groups[group].read()) if r not in self.apart.get(group, ())])
 
     def __len__(self) -> int: return int(self.sizes.sum()) // self.lanes * self.lanes
 
     def __repr__(self) -> str: return f"Stream({self.name}, {len(self)} photos, size={self.size}, augment={self.augment}, window={self.window}, lanes={self.lanes})"
 
-    def _hold_out(self, count: int) -> list[Group]:
-        "Whole groups, at random, until there are as many photos; they leave the stream"
-        order = np.random.default_rng(0).permutation(len(self.groups))
-        many = int(np.searchsorted(np.cumsum([self.groups[i].rows for i in order]), count)) + 1 if count else 0
-        if many >= len(self.groups): raise ValueError(f"{count} photos can't be held out of {self.name}, whose photos come in {len(self.groups)} groups; hold out fewer")
-        apart = [self.groups[i] for i in order[:many]]
-        self.groups = [self.groups[i] for i in sorted(order[many:])]
+    def _hold_out(self, count: int) -> dict[int, list[int]]:
+        "By group, which of its photos never come: at random from some groups, so that no more than these have to be read for them"
+        total = sum(g.rows for g in self.groups)
+        if count > total - self.lanes: raise ValueError(f"{count} photos can't be held out of {self.name}, which has {total}; hold out fewer")
+        rng = np.random.default_rng(0)
+        order = rng.permutation(len(self.groups))
+        many = max(32, 1 + int(np.searchsorted(np.cumsum([self.groups[i].rows for i in order]), 4 * count)))
+        places = [(int(i), r) for i in order[:many] for r in range(self.groups[i].rows)]
+        apart = {}
+        for k in rng.choice(len(places), count, replace=False): apart.setdefault(places[k][0], []).append(places[k][1])
         return apart
 
-    def held(self, count: int) -> Images:
-        "Of the photos held out so many, not augmented"
-        rows = [row for group in self.apart for row in group.read()]
-        rows = [rows[i] for i in np.random.default_rng(0).permutation(len(rows))[:count]]
+    def held(self) -> Images:
+        "The photos held out, not augmented"
+        read = {group: self.groups[group].read() for group in self.apart}
+        rows = [read[group][r] for group, chosen in self.apart.items() for r in chosen]
         return Images(torch.from_numpy(np.stack([self._pixels(file, None) for file, _ in rows])), torch.tensor([y for _, y in rows]), self.names)
 
     def _pixels(self, file: bytes | str, seed: int | None) -> np.ndarray:
