@@ -1,7 +1,7 @@
 """Trains the bundled models, one after the other, and puts each where the package finds it.
 
     python nbs/results/train.py                         # what is missing, in order
-    python nbs/results/train.py cifar10/std-1 --runs /tmp/runs
+    python nbs/results/train.py cifar10/std-1 --runs runs
     python nbs/results/train.py --list
 
 Each is an `advlook train`, which goes on where it was killed. What is finished goes to advlook/weights, or, if it is a start for

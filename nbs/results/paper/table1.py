@@ -61,7 +61,7 @@ def main():
                 writer = csv.DictWriter(out, COLUMNS, lineterminator="\n"); writer.writeheader(); writer.writerows(done)
             part.replace(file)
             print(dataset, seed, *(f"{r['model']} {r['metric']} {r['eps']} {r['value']:.4f}" for r in rows), sep="\n  ", flush=True)
-    about.write_text(json.dumps(dict(command="python nbs/results/paper/table1.py", date=time.strftime("%Y-%m-%d"), attack=f"PGD-{args.steps}, l_inf, one random start, crafted fast, judged in float32", n=args.n, seed=args.seed,
+    about.write_text(json.dumps(dict(command=f"python nbs/results/paper/table1.py --n {args.n}", date=time.strftime("%Y-%m-%d"), attack=f"PGD-{args.steps}, l_inf, one random start, crafted fast, judged in float32", n=args.n, seed=args.seed,
                                      radii=RADII, versions=versions()), indent=1) + "\n")
 
 
