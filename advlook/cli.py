@@ -8,6 +8,7 @@ __all__ = ['app', 'number', 'parse_model', 'open_models', 'common_preparation', 
 
 # %% ../nbs/63_cli.ipynb #28ec1c5c
 import errno
+import hashlib
 import json
 import shlex
 import sys
@@ -113,8 +114,8 @@ def look(
 
 def _asked_for(models, data, n, seed, prepared) -> tuple[dict[str, "nn.Module"], "Images"]:
     "Models and images, where at least one of them was named"
-    from advlook.zoo import load_trio
-    nets = open_models(models, **prepared) if models else load_trio("scales" if data in ("shapes-textures", "cue-conflict") else "cifar10")
+    from advlook.zoo import load_trio, trio_for
+    nets = open_models(models, **prepared) if models else load_trio(trio_for("shapes-textures" if data == "cue-conflict" else data) or "cifar10")
     return nets, open_images(data, n, seed, nets)
 
 
@@ -169,6 +170,7 @@ def train(
     probe: Annotated[Optional[int], typer.Option(min=0, help="Training images to hold out, and to attack after each epoch; default: 500 or a tenth, 0: none")] = None,
     on_collapse: Annotated[str, typer.Option(help="When it overfits to the training step: stop, best (back to the best probe) or 'go on'")] = "stop",
     patience: Annotated[Optional[int], typer.Option(min=1, help="End after so many epochs without a better probe, with the best weights")] = None,
+    until: Annotated[Optional[float], typer.Option(min=0, max=1, help="End when so many of the held-out images are right: 0.77")] = None,
     save_every: Annotated[Optional[int], typer.Option(min=1, help="Steps between checkpoints; default: one an epoch")] = None,
     seed: int = 0,
     precision: Annotated[Optional[str], typer.Option(help="no or bf16; default: what the device is fast in")] = None,
@@ -186,6 +188,7 @@ def train(
     from advlook.train import fast_precision, fit
     from advlook.watch import print_row, to_tensorboard, watch, write_csv
     from advlook.zoo import save_model
+    if until and probe == 0: raise ValueError("--until looks at held-out images, and --probe 0 holds out none")
     if on_collapse not in ("stop", "best", "go on"): raise ValueError(f"--on-collapse is stop, best or 'go on', but it is {on_collapse!r}")
     if threads: torch.set_num_threads(threads)
     if device: choose_device(device)
@@ -195,15 +198,16 @@ def train(
     entry, first = CATALOG.get(data, {}), is_first_process()
     model = create_model(arch, len(images.names), seed, test.x.shape[-1], entry.get("mean"), entry.get("std"))
     if first and not (out / "checkpoint.pt").exists(): save_model(model, out / "initial.safetensors", images.names)
-    look = partial(watch, images=held, ball=Linf(number(eps)), on_collapse=on_collapse, patience=patience, seed=seed) if probe else None
+    look = partial(watch, images=held, ball=Linf(number(eps)), on_collapse=on_collapse, patience=patience, until=until, seed=seed) if probe else None
     history = fit(model, images, test, goal, epochs, batch_size, learning_rate, momentum, weight_decay, schedule, augment, seed, out, precision, device,
                   [print_row, partial(write_csv, file=out / "log.csv"), *([partial(to_tensorboard, folder=out / "tensorboard")] if tensorboard else [])], accumulate, ema, look, save_every)
     if not first: return
     digest = save_model(model, out / "model.safetensors", images.names)
+    radius = "4/255" if objective == "noise" else eps   # the eps of noise is a standard deviation, several times a radius
     said = dict(arch=arch, objective=objective, eps=eps, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, schedule=schedule, seed=seed, probe=probe)
-    usual = dict(size=None, steps=10, crafting=None, label_smoothing=0.0, accumulate=1, momentum=0.9, weight_decay=5e-4, ema=None, on_collapse="stop", patience=None)
-    chosen = dict(size=size, steps=steps, crafting=crafting, label_smoothing=label_smoothing, accumulate=accumulate, momentum=momentum, weight_decay=weight_decay, ema=ema, on_collapse=on_collapse, patience=patience)
-    _write_manifest(out, data, images, test, said | {k: v for k, v in chosen.items() if v != usual[k]}, augment, history, digest, number(eps), precision or fast_precision(device or ("cuda" if torch.cuda.is_available() else "cpu")))
+    usual = dict(size=None, steps=10, crafting=None, label_smoothing=0.0, accumulate=1, momentum=0.9, weight_decay=5e-4, ema=None, on_collapse="stop", patience=None, until=None)
+    chosen = dict(size=size, steps=steps, crafting=crafting, label_smoothing=label_smoothing, accumulate=accumulate, momentum=momentum, weight_decay=weight_decay, ema=ema, on_collapse=on_collapse, patience=patience, until=until)
+    _write_manifest(out, data, images, test, said | {k: v for k, v in chosen.items() if v != usual[k]}, augment, history, digest, radius, precision or fast_precision(device or ("cuda" if torch.cuda.is_available() else "cpu")))
 
 
 def _loaded(data: str, size: int | None, probe: int | None, seed: int, augment: bool) -> tuple:
@@ -233,7 +237,7 @@ def is_first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def _write_manifest(out, data, images, test, options, augment, history, digest, eps, precision) -> None:
+def _write_manifest(out, data, images, test, options, augment, history, digest, radius, precision) -> None:
     "How the model came to be, and what the saved weights score on the test images"
     from functools import partial
     import torch
@@ -244,12 +248,12 @@ def _write_manifest(out, data, images, test, options, augment, history, digest, 
     from advlook.report import versions
     from advlook.robustness import accuracy, robust_accuracy
     from advlook.zoo import load_checkpoint
-    model, attack, streamed = load_checkpoint(out / "model.safetensors"), partial(pgd, ball=Linf(eps), steps=10), not hasattr(images, "x")
-    metrics = dict(test_accuracy=accuracy(model, test), test_robust_accuracy=robust_accuracy(model, test, attack, Linf(eps)))
+    model, ball, streamed = load_checkpoint(out / "model.safetensors"), Linf(number(radius)), not hasattr(images, "x")
+    metrics = dict(test_accuracy=accuracy(model, test), test_robust_accuracy=robust_accuracy(model, test, partial(pgd, ball=ball, steps=10), ball))
     told = dict(command=" ".join(["advlook train", Path(data).name, *(f"--{k.replace('_', '-')} {shlex.quote(str(v))}" for k, v in options.items()), *([] if augment else ["--no-augment"]), *(["--stream"] if streamed else []), f"--out {out.name}"]),
                 data=dict(name=Path(data).name, train=len(images), test=len(test), **({"stream": repr(images)} if streamed else {"sha256": content_hash(images)}), test_sha256=content_hash(test)),
-                **options, augment=augment, precision=precision, threads=torch.get_num_threads(), versions=versions(), attack="PGD-10, l_inf, eps " + options["eps"],
-                metrics={k: round(v, 4) for k, v in metrics.items()}, sha256=digest, history=[{k: v for k, v in row.items() if v == v} for row in history.round(4).to_dict("records")])
+                **options, augment=augment, precision=precision, threads=torch.get_num_threads(), versions=versions(), attack=f"PGD-10, l_inf, eps {radius}",
+                metrics={k: round(v, 4) for k, v in metrics.items()}, sha256=digest, initial_sha256=hashlib.sha256((out / "initial.safetensors").read_bytes()).hexdigest(), history=[{k: v for k, v in row.items() if v == v} for row in history.round(4).to_dict("records")])
     with atomic(out / "manifest.json") as part: part.write_text(json.dumps(told, indent=1) + "\n")
     print("  ".join(f"{k} {v:.4f}" for k, v in metrics.items()))
 
@@ -316,7 +320,7 @@ def evaluate(
         table, stands = autoattack_table(net, images, ball, version, seed, state, fast, batch_size)
         print(table.to_string(index=False, float_format="{:.4f}".format))
     else: stands = survives(net, images, known[attack], ball, batch_size, seed, fast)
-    result = dict(attack=describe(known[attack]), images=len(images), seed=seed, accuracy=_share(right), robust_accuracy=_share(stands), defense_rate=_share(stands[right]))
+    result = dict(attack=describe(known[attack]) + (", crafted in bfloat16" if fast else ""), images=len(images), seed=seed, accuracy=_share(right), robust_accuracy=_share(stands), defense_rate=_share(stands[right]))
     print(images.note, *notes, *(f"{k.replace('_', ' ')} {v}" for k, v in result.items()), sep="\n")
     if told: _join_manifest(Path(model) / "manifest.json", told, attack, result)
 

@@ -60,6 +60,7 @@ def watch(
     ball=Linf(4/255),
     on_collapse: str = "stop",  # or "best": end with the weights of the best probe; or "go on"
     patience: int | None = None,  # epochs without a better probe after which it ends with the best weights; None: never
+    until: float | None = None,  # accuracy on the held-out images at which it ends as it is; None: never
     seed: int = 0,
     batch_size: int = 256,
 ) -> dict:  # probe_accuracy, probe_robust_accuracy; `note`, a sentence, and `verdict`, "stop" or "best", when there is something to say
@@ -71,6 +72,7 @@ def watch(
     row |= (answer := _answer(rows, on_collapse) if attack is not None and collapsed(rows) else {})
     key = "probe_accuracy" if attack is None else "probe_robust_accuracy"
     waited = len(rows) - 1 - max(range(len(rows)), key=lambda i: rows[i].get(key, -1))
+    if until and "verdict" not in answer and row["probe_accuracy"] >= until: return row | dict(note=f"Reached {row['probe_accuracy']:.1%} on held-out images; ended.", verdict="stop")
     if "verdict" in answer or patience is None or waited < patience: return row
     return row | dict(note=f"No better probe for {waited} epochs: ended with the weights of epoch {rows[-1 - waited]['epoch']}.", verdict="best")
 

@@ -1,36 +1,53 @@
-"""Trains the bundled models, one after the other, and puts each where the package finds it.
+"""Trains the bundled models and puts each where the package finds it.
 
     python nbs/results/train.py                         # what is missing, in order
     python nbs/results/train.py cifar10/std-1 --runs runs
+    python nbs/results/train.py --jobs 2 --threads 1    # two at a time
     python nbs/results/train.py --list
 
-Each is an `advlook train`, which goes on where it was killed. What is finished goes to advlook/weights, or, if it is a start for
-others and no model to be looked at, to nbs/results/weights: weights, initial weights and manifest.
+Each is an `advlook train`, which goes on where it was killed. What is finished, weights and manifest, goes to advlook/weights; to
+nbs/results/weights what would make the wheel too large: starts for other data sets, and second runs.
 """
 import argparse, shlex, shutil, subprocess, sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 HERE = Path(__file__).parent
 PACKAGE = HERE.parents[1] / "advlook" / "weights"
-SMALL = "--arch {arch} --epochs 15 --batch-size 256 --learning-rate 0.2 --schedule one-cycle --probe 0"
-PHOTOS = "--arch {arch} --epochs 30 --batch-size 128 --learning-rate 0.1 --schedule one-cycle --probe 0"
-STARTS = "--arch resnet18_thin --size 64 --epochs 20 --batch-size 256 --learning-rate 0.2 --schedule one-cycle --probe 0"
+SMALL = "--epochs 15 --batch-size 256 --learning-rate 0.2 --schedule one-cycle --probe 0"
+PHOTOS = "--stream --size 128 --epochs 30 --batch-size 128 --learning-rate 0.1 --schedule one-cycle --probe 0"   # --stream for its random crops: shifts alone overfit so few photos
+STARTS = "--size 64 --epochs 20 --batch-size 256 --learning-rate 0.2 --schedule one-cycle --probe 0"
+PAIR = dict(std="std", adv="fast")
 
 
-def recipes() -> dict[str, tuple[str, str]]:
-    "By where they go: data set and options"
-    resnet, alexnet = SMALL.format(arch="resnet20"), SMALL.format(arch="alexnet_bn_small")
-    photo, photo_alexnet = PHOTOS.format(arch="resnet18_thin"), PHOTOS.format(arch="alexnet_bn_small")
-    found = {f"cifar10/{run}-{seed}": ("cifar10", f"{resnet} --objective {objective} --eps 4/255 --seed {seed}") for seed in range(6) for run, objective in (("std", "std"), ("adv", "fast"))}
-    found |= {"cifar10/noise-0": ("cifar10", f"{resnet} --objective noise --eps 0.1 --seed 0")}
-    found |= {f"cifar10/adv_{name}-0": ("cifar10", f"{resnet} --objective fast --eps {eps} --seed 0") for name, eps in (("0.005", "0.005"), ("2", "2/255"), ("8", "8/255"))}
-    found |= {f"cifar10-alexnet/{run}-{seed}": ("cifar10", f"{alexnet} --objective {objective} --eps 4/255 --seed {seed}") for seed in range(2) for run, objective in (("std", "std"), ("adv", "fast"))}
-    found |= {f"imagenette/{run}-{seed}": ("imagenette", f"{photo} --objective {objective} --eps 2/255 --seed {seed}") for run, objective, seed in (("std", "std", 0), ("adv", "fast", 0), ("std", "std", 1))}
-    found |= {f"imagenette-alexnet/{run}-0": ("imagenette", f"{photo_alexnet} --objective {objective} --eps 2/255 --seed 0") for run, objective in (("std", "std"), ("adv", "fast"))}
-    return found | {f"tiny-imagenet-100/{run}-{seed}": ("tiny-imagenet-100", f"{STARTS} --objective {objective} --eps 2/255 --seed {seed}") for seed in range(2) for run, objective in (("std", "std"), ("adv", "fast"))}
+def recipes() -> dict[str, str]:
+    "By where they go, what follows `advlook train`"
+    def some(folder, data, arch, options, eps, seeds, runs=PAIR):
+        return {f"{folder}/{run}-{seed}": f"{data} --arch {arch} --objective {objective} --eps {eps} {options} --seed {seed}" for seed in seeds for run, objective in runs.items()}
+    cifar = "cifar10", "cifar10", "resnet20", SMALL
+    found = some("imagenette", "imagenette", "resnet18_thin", PHOTOS, "2/255", [0]) | some("imagenette", "imagenette", "resnet18_thin", PHOTOS, "2/255", [1], dict(std="std"))
+    found |= some("imagenette-alexnet", "imagenette", "alexnet_bn_small", PHOTOS, "2/255", [0])
+    found |= some("cifar10-alexnet", "cifar10", "alexnet_bn_small", SMALL, "4/255", range(2))
+    found |= some(*cifar, "4/255", range(6))
+    for eps in "0.005", "2/255", "8/255": found |= some(*cifar, eps, [0], {f"adv_{eps.partition('/')[0]}": "fast"})
+    found |= some(*cifar, "0.1", [0], dict(noise="noise"))
+    found |= some(*cifar[:3], SMALL.replace("--probe 0", "--probe 2000 --until 0.77"), "4/255", [0], dict(std_early="std"))   # no more accurate than ADV
+    return found | some("tiny-imagenet-100", "tiny-imagenet-100", "resnet18_thin", STARTS, "2/255", range(2))
 
 
-def place(name: str) -> Path: return (HERE / "weights" if name.startswith("tiny-imagenet") else PACKAGE) / name
+def place(name: str) -> Path:
+    "Where a model goes"
+    large = name.startswith("tiny-imagenet") or name.endswith("-1") and not name.startswith("cifar10/")
+    return (HERE / "weights" if large else PACKAGE) / name
+
+
+def train(name: str, options: str, runs: Path, threads: int | None) -> None:
+    "One model, from its begin or from where it was, to where it goes"
+    out = runs / name
+    subprocess.run([sys.executable, "-m", "advlook.cli", "train", *shlex.split(options), *(["--threads", str(threads)] if threads else []), "--out", str(out)], check=True)
+    place(name).mkdir(parents=True, exist_ok=True)
+    for file in "model.safetensors", "manifest.json": shutil.copyfile(out / file, place(name) / file)
+    print("finished", name, flush=True)
 
 
 def main():
@@ -38,18 +55,16 @@ def main():
     parser.add_argument("names", nargs="*", help="some of them; default: all that are missing")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where they are while they train")
     parser.add_argument("--list", action="store_true", help="only say what there is")
+    parser.add_argument("--jobs", type=int, default=1, help="how many at a time")
     parser.add_argument("--threads", type=int, help="processor threads of each")
     args, known = parser.parse_args(), recipes()
     if wrong := [n for n in args.names if n not in known]: sys.exit(f"there is no recipe for {', '.join(wrong)}; --list shows all")
-    for name in args.names or known:
-        if args.list: print(f"{'done   ' if (place(name) / 'manifest.json').exists() else 'missing'} {name:26} advlook train {' '.join(known[name])}"); continue
-        if (place(name) / "manifest.json").exists(): continue
-        data, options = known[name]
-        out = args.runs / name
-        subprocess.run([sys.executable, "-m", "advlook.cli", "train", data, *shlex.split(options), *(["--threads", str(args.threads)] if args.threads else []), "--out", str(out)], check=True)
-        place(name).mkdir(parents=True, exist_ok=True)
-        for file in "model.safetensors", "initial.safetensors", "manifest.json": shutil.copyfile(out / file, place(name) / file)
-        print("finished", name, flush=True)
+    names = args.names or list(known)
+    if args.list:
+        for name in names: print(f"{'done   ' if (place(name) / 'manifest.json').exists() else 'missing'} {name:26} advlook train {known[name]}")
+        return
+    with ThreadPoolExecutor(args.jobs) as pool:
+        for _ in pool.map(lambda name: train(name, known[name], args.runs, args.threads), [n for n in names if not (place(n) / "manifest.json").exists()]): pass
 
 
 if __name__ == "__main__": main()

@@ -1,0 +1,42 @@
+"""The standard AutoAttack on every bundled model, at the radius of its training; the result joins its manifest.
+
+    python nbs/results/evaluate.py                       # what has not been evaluated yet, in order
+    python nbs/results/evaluate.py cifar10/adv-0 --n 500
+    python nbs/results/evaluate.py --list
+
+Each is an `advlook evaluate --attack autoattack`, which goes on where it was killed. A model that was not trained against an attack gets
+the radius of the ADV model beside it.
+"""
+import argparse, subprocess, sys
+from pathlib import Path
+
+from advlook.zoo import bundled_folder, bundled_runs, manifest
+
+
+def radius(name: str, run: str) -> str:
+    "The eps of a model's training, as words; of one that met no attack, that of the ADV model beside it"
+    told = manifest(name, run)
+    return told["eps"] if told["objective"] not in ("std", "noise") else manifest(name, "adv-0")["eps"]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", help="some of them, as cifar10/adv-0; default: all that have no result")
+    parser.add_argument("--n", type=int, default=200, help="test images, class by class; one that stands takes 6 to 30 s")
+    parser.add_argument("--states", type=Path, default=Path("runs") / "autoattack", help="where they are while they run")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--list", action="store_true", help="only say what there is")
+    args = parser.parse_args()
+    args.states.mkdir(parents=True, exist_ok=True)
+    for full in args.names or [f"{name}/{run}" for name, runs in bundled_runs().items() for run in runs]:
+        name, run = full.split("/")
+        done = manifest(name, run).get("evaluated", {}).get("autoattack")
+        if args.list: print(f"{full:26} {radius(name, run):6} {done or 'missing'}"); continue
+        if done and not args.names: continue
+        data = manifest(name, run)["data"]["name"]
+        subprocess.run([sys.executable, "-m", "advlook.cli", "evaluate", str(bundled_folder(name, run)), "--data", data, "--attack", "autoattack", "--eps", radius(name, run), "--n", str(args.n), "--fast",
+                        "--threads", str(args.threads), "--state", str(args.states / f"{name}-{run}.pt")], check=True)
+        print("finished", full, flush=True)
+
+
+if __name__ == "__main__": main()
