@@ -126,13 +126,14 @@ class Stream:
         split: str = "train",
         size: int | None = None,  # side in pixels; None: the catalogue's, or 224
         augment: bool = True,  # random crops and flips, else the middle
+        least: float = 0.25,  # share of a photo's area that a random crop keeps at least
         window: int = 8192,  # photos that are shuffled among each other, over all lanes; they are kept as files
         lanes: int = 8,  # readers; a multiple of the number of processes
         held_out: int = 0,  # photos that never come; see `held`
         workers: int | None = None,  # threads that decode; None: one for each core
     ):
         self.groups, self.names = find_groups(name, split)
-        self.size, self.augment, self.window, self.lanes, self.workers = size or CATALOG.get(name, {}).get("size", 224), augment, window, lanes, workers or os.cpu_count()
+        self.size, self.augment, self.least, self.window, self.lanes, self.workers = size or CATALOG.get(name, {}).get("size", 224), augment, least, window, lanes, workers or os.cpu_count()
         self.name = f"{Path(name).name} {split}"
         self.apart = self._hold_out(held_out)
         self.sizes = np.array([g.rows - len(self.apart.get(i, ())) for i, g in enumerate(self.groups)])
@@ -141,7 +142,7 @@ class Stream:
 
     def __len__(self) -> int: return int(self.sizes.sum()) // self.lanes * self.lanes
 
-    def __repr__(self) -> str: return f"Stream({self.name}, {len(self)} photos, size={self.size}, augment={self.augment}, window={self.window}, lanes={self.lanes})"
+    def __repr__(self) -> str: return f"Stream({self.name}, {len(self)} photos, size={self.size}, augment={self.augment}, least={self.least}, window={self.window}, lanes={self.lanes})"
 
     def _hold_out(self, count: int) -> dict[int, list[int]]:
         "By group, which of its photos never come: at random from some groups, so that no more than these have to be read for them"
@@ -163,7 +164,7 @@ class Stream:
 
     def _pixels(self, file: bytes | str, seed: int | None) -> np.ndarray:
         photo = open_photo(file, self.size)
-        return decode(photo, self.size) if seed is None else random_crop(photo, self.size, seed)
+        return decode(photo, self.size) if seed is None else random_crop(photo, self.size, seed, self.least)
 
     def _lane(self, lane: int, seed: tuple[int, ...], start: int) -> Iterator[tuple]:
         "Of each photo its file, label and number"
