@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from test_cli import advlook, photos  # noqa: F401 (fixtures)
+from test_house import ROOT
 
 SCRIPT = """
 import sys, torch
@@ -147,3 +148,13 @@ def test_stream_from_the_command_line(advlook, tmp_path):
     assert both["data"] == told["data"] and abs(both["history"][0]["loss"] - told["history"][0]["loss"]) < 0.1   # the same batches; batch normalization sees half of each
     code, out, err = advlook("train", "made", "--stream", "--probe", 700, "--out", "three")
     assert code == 2 and "hold out fewer" in err and not (tmp_path/"three").exists()
+
+
+def test_the_gpu_bench_runs(tmp_path):
+    "On a processor, with few images: the command that times a GPU is in order"
+    if not os.environ.get("ADVLOOK_DATA"): pytest.skip("no CIFAR-10: ADVLOOK_DATA is not set")
+    out = tmp_path/"gpu.json"
+    done = subprocess.run([sys.executable, str(ROOT/"nbs"/"bench"/"gpu.py"), *"--device cpu --n 64 --epochs 1 --steps 2 --restarts 1 --out".split(), str(out)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(out.read_text())
+    assert told["images"] == [64, 64] and 0 <= told["robust_accuracy"] <= told["accuracy"] <= 1 and told["minutes"] > 0
