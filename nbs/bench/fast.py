@@ -1,4 +1,4 @@
-"""Does `fast=True` cost truth? Robust accuracy of every bundled model, crafted in float32 and in bfloat16. Rows go to nbs/results/bench/fast.csv.
+"""Does `fast=True` cost truth? Robust accuracy of bundled models, crafted in float32 and in bfloat16. Rows go to nbs/results/bench/fast.csv.
 
     python nbs/bench/fast.py
 
@@ -18,15 +18,14 @@ from advlook.balls import Linf
 from advlook.core import predict
 from advlook.data import load_images
 from advlook.robustness import survives
-from advlook.zoo import bundled, load_trio
+from advlook.zoo import bundled, load_trio, manifest
 from common import RESULTS, Rows
 
-DATA = {"scales": "shapes-textures"}   # where a set of models has another name than its images
 COLUMNS = ["part", "model", "seed", "eps", "block", "n", "right", "float32", "bfloat16", "only float32", "only bfloat16"]
 
 
 def measure(rows, name, seed, model_name, model, args):
-    images = load_images(DATA.get(name, name), "test", n=args.n, seed=args.seed)
+    images = load_images(manifest(name, f"std-{seed}")["data"]["name"], "test", n=args.n, seed=args.seed)
     for eps in args.eps:
         for block in range(math.ceil(args.n / args.block)):
             key = dict(part=name, model=model_name, seed=seed, eps=eps, block=block)
