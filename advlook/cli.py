@@ -182,6 +182,7 @@ def train(
     "Train a model and write its weights, its initial weights, a log and a manifest. On many GPUs: accelerate launch -m advlook.cli train ..., on many processors: torchrun -m advlook.cli train ..."
     from functools import partial
     import torch
+    from advlook.attacks import pgd
     from advlook.balls import Linf
     from advlook.data import CATALOG
     from advlook.models import create_model
@@ -200,7 +201,8 @@ def train(
     entry, first = CATALOG.get(data, {}), is_first_process()
     model = create_model(arch, len(images.names), seed, test.x.shape[-1], entry.get("mean"), entry.get("std"))
     if first and not (out / "checkpoint.pt").exists(): save_model(model, out / "initial.safetensors", images.names)
-    look = partial(watch, images=held, ball=Linf(number(eps)), on_collapse=on_collapse, patience=patience, until=until, seed=seed) if probe else None
+    attack = None if objective.partition("+")[0] in ("std", "noise") else partial(pgd, steps=10)   # who never learns to resist has no resistance to lose
+    look = partial(watch, images=held, attack=attack, ball=Linf(number(eps)), on_collapse=on_collapse, patience=patience, until=until, seed=seed) if probe else None
     history = fit(model, images, test, goal, epochs, batch_size, learning_rate, momentum, weight_decay, schedule, augment, seed, out, precision, device,
                   [print_row, partial(write_csv, file=out / "log.csv"), *([partial(to_tensorboard, folder=out / "tensorboard")] if tensorboard else [])], accumulate, ema, look, save_every)
     if not first: return

@@ -45,11 +45,17 @@ def collapsed(
 ) -> bool:
     "Did the last epoch overfit catastrophically?"
     known = [r for r in rows if "probe_robust_accuracy" in r]
+    if known and _fooled_at_once(known[-1]): return True
     if len(known) < 2: return False
     *before, last = known
     best = max(before, key=lambda r: r["probe_robust_accuracy"])
     lost = best["probe_robust_accuracy"] - last["probe_robust_accuracy"]
     return lost > max(0.1, best["probe_robust_accuracy"] / 2) and last["train_accuracy"] >= best["train_accuracy"]
+
+
+def _fooled_at_once(row: dict) -> bool:
+    "Better on attacked images of its training than on clean ones that were held out, and nothing left under PGD"
+    return "probe_accuracy" in row and row["train_accuracy"] > row["probe_accuracy"] + 0.05 and row["probe_robust_accuracy"] < row["probe_accuracy"] / 10
 
 
 def watch(
@@ -79,8 +85,9 @@ def watch(
 
 def _answer(rows, on_collapse) -> dict:
     "To a collapse"
-    best = max(rows, key=lambda r: r.get("probe_robust_accuracy", -1))
-    said = f"Catastrophic overfitting in epoch {rows[-1]['epoch']}: accuracy under PGD fell from {best['probe_robust_accuracy']:.0%} to {rows[-1]['probe_robust_accuracy']:.0%} on held-out images, while on the images of the training step it is {rows[-1]['train_accuracy']:.0%}. The model has learnt to fool that step"
+    best, last = max(rows, key=lambda r: r.get("probe_robust_accuracy", -1)), rows[-1]
+    fell = f"fell from {best['probe_robust_accuracy']:.0%} to {last['probe_robust_accuracy']:.0%}" if best is not last else f"is {last['probe_robust_accuracy']:.0%}"
+    said = f"Catastrophic overfitting in epoch {last['epoch']}: accuracy under PGD {fell} on held-out images, while on the images of the training step it is {last['train_accuracy']:.0%}. The model has learnt to fool that step"
     done = {"stop": "; stopped", "best": f"; back to the weights of epoch {best['epoch']}", "go on": ""}[on_collapse]
     return dict(note=f"{said}{done}. A smaller eps, more steps (pgd), or gradalign help.") | ({} if on_collapse == "go on" else dict(verdict=on_collapse))
 

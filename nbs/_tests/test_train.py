@@ -113,7 +113,17 @@ def test_train_and_evaluate(advlook, photos, tmp_path):  # noqa: F811
         assert 0 <= result["robust_accuracy"] <= result["accuracy"] <= 1 and result["images"] == (4 if key == "square" else 20)
 
 
+def test_until(advlook, photos, tmp_path):  # noqa: F811
+    "Ordinary training is probed without an attack, which it could only lose to, and ends when it is good enough"
+    code, out, err = advlook("train", "photos", "--epochs", 4, "--batch-size", 16, "--objective", "std", "--probe", 20, "--until", 0.01, "--out", "run")
+    told = json.loads((tmp_path/"run"/"manifest.json").read_text())
+    reached = next(i for i, row in enumerate(told["history"], 1) if row["probe_accuracy"] >= 0.01)
+    assert code == 0 and "ended." in out and len(told["history"]) == reached and "--until 0.01" in told["command"], out + err
+    assert not any("probe_robust_accuracy" in row for row in told["history"])
+
+
 @pytest.mark.parametrize("words, said", [
+    (["train", "photos", "--probe", "0", "--until", "0.5", "--out", "r"], "holds out none"), (["train", "photos", "--least", "0.5", "--out", "r"], "--stream"),
     (["train", "photos", "--objective", "trades+swa", "--out", "r"], "awp, gradalign"), (["train", "photos", "--on-collapse", "weep", "--out", "r"], "stop, best"),
     (["train", "photos", "--probe", "4000", "--out", "r"], "can be held out"), (["evaluate", "photos"], "no folder of a finished"), (["evaluate", "bundled:cifar10/adv-0"], "--data"),
     (["evaluate", "bundled:cifar10/adv-0", "--attack", "nap"], "autoattack"), (["evaluate", "bundled:cifar10/adv-0", "--norm", "l3"], "linf, l2, l1"),
