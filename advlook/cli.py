@@ -167,6 +167,7 @@ def train(
     size: Annotated[Optional[int], typer.Option(min=8, help="Side of the images in pixels; default: the data set's own")] = None,
     stream: Annotated[bool, typer.Option(help="Read photos as they are needed: for data that do not fit into memory")] = False,
     least: Annotated[float, typer.Option(min=0.01, max=1, help="With --stream: share of a photo's area that a random crop keeps at least")] = 0.25,
+    jitter: Annotated[float, typer.Option(min=0, max=1, help="With --stream: by which share brightness, contrast and saturation vary at most")] = 0.0,
     ema: Annotated[Optional[float], typer.Option(min=0, max=1, help="End as a running mean of the weights, of this decay: 0.999")] = None,
     probe: Annotated[Optional[int], typer.Option(min=0, help="Training images to hold out, and to attack after each epoch; default: 500 or a tenth, 0: none")] = None,
     on_collapse: Annotated[str, typer.Option(help="When it overfits to the training step: stop, best (back to the best probe) or 'go on'")] = "stop",
@@ -190,13 +191,13 @@ def train(
     from advlook.train import fast_precision, fit
     from advlook.watch import print_row, to_tensorboard, watch, write_csv
     from advlook.zoo import save_model
-    if least != 0.25 and not stream: raise ValueError("--least is of the random crops of --stream; without it photos are shifted by at most an eighth")
+    if (least != 0.25 or jitter) and not stream: raise ValueError("--least and --jitter are of the random crops of --stream; without it photos are shifted by at most an eighth")
     if until and probe == 0: raise ValueError("--until looks at held-out images, and --probe 0 holds out none")
     if on_collapse not in ("stop", "best", "go on"): raise ValueError(f"--on-collapse is stop, best or 'go on', but it is {on_collapse!r}")
     if threads: torch.set_num_threads(threads)
     if device: choose_device(device)
     goal = make_objective(objective, number(eps), steps, label_smoothing, crafting)
-    images, held, test = _streamed(data, size, probe, augment, least) if stream else _loaded(data, size, probe, seed)
+    images, held, test = _streamed(data, size, probe, augment, least, jitter) if stream else _loaded(data, size, probe, seed)
     probe = len(held) if held else 0
     entry, first = CATALOG.get(data, {}), is_first_process()
     model = create_model(arch, len(images.names), seed, test.x.shape[-1], entry.get("mean"), entry.get("std"))
@@ -209,8 +210,8 @@ def train(
     digest = save_model(model, out / "model.safetensors", images.names)
     radius = "4/255" if objective == "noise" else eps   # the eps of noise is a standard deviation, several times a radius
     said = dict(arch=arch, objective=objective, eps=eps, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, schedule=schedule, seed=seed, probe=probe)
-    usual = dict(size=None, least=0.25, steps=10, crafting=None, label_smoothing=0.0, accumulate=1, momentum=0.9, weight_decay=5e-4, ema=None, on_collapse="stop", patience=None, until=None)
-    chosen = dict(size=size, least=least, steps=steps, crafting=crafting, label_smoothing=label_smoothing, accumulate=accumulate, momentum=momentum, weight_decay=weight_decay, ema=ema, on_collapse=on_collapse, patience=patience, until=until)
+    usual = dict(size=None, least=0.25, jitter=0.0, steps=10, crafting=None, label_smoothing=0.0, accumulate=1, momentum=0.9, weight_decay=5e-4, ema=None, on_collapse="stop", patience=None, until=None)
+    chosen = dict(size=size, least=least, jitter=jitter, steps=steps, crafting=crafting, label_smoothing=label_smoothing, accumulate=accumulate, momentum=momentum, weight_decay=weight_decay, ema=ema, on_collapse=on_collapse, patience=patience, until=until)
     _write_manifest(out, data, images, test, said | {k: v for k, v in chosen.items() if v != usual[k]}, augment, history, digest, radius, precision or fast_precision(device or ("cuda" if torch.cuda.is_available() else "cpu")))
 
 
@@ -224,14 +225,14 @@ def _loaded(data: str, size: int | None, probe: int | None, seed: int) -> tuple:
     return (*(hold_out(images, probe, seed) if probe else (images, None)), test)
 
 
-def _streamed(data: str, size: int | None, probe: int | None, augment: bool, least: float) -> tuple:
+def _streamed(data: str, size: int | None, probe: int | None, augment: bool, least: float, jitter: float) -> tuple:
     "The same, where only what is probed and tested is kept in memory"
     import math
     import os
     from advlook.data import load_images
     from advlook.stream import Stream
     probe = 500 if probe is None else probe
-    images = Stream(data, "train", size, augment, least, lanes=math.lcm(8, int(os.environ.get("WORLD_SIZE", 1))), held_out=probe)
+    images = Stream(data, "train", size, augment, least, jitter, lanes=math.lcm(8, int(os.environ.get("WORLD_SIZE", 1))), held_out=probe)
     return images, images.held() if probe else None, load_images(data, "test", 5_000, size=images.size)
 
 

@@ -93,14 +93,25 @@ def random_crop(
     size: int,  # side of the result in pixels
     seed: int,
     least: float = 0.25,  # share of the area that is kept at least
+    jitter: float = 0.0,  # by which share brightness, contrast and saturation vary at most
 ) -> np.ndarray:  # uint8 [3,size,size]
-    "A piece of the photo, resized, perhaps mirrored"
+    "A piece of the photo, resized, perhaps mirrored, perhaps in another light"
     rng, (width, height) = np.random.default_rng(seed), image.size
     area, ratio = width * height * rng.uniform(least, 1), math.exp(rng.uniform(-1, 1) * math.log(4 / 3))
     w, h = min(width, max(1, round(math.sqrt(area * ratio)))), min(height, max(1, round(math.sqrt(area / ratio))))
     left, top, mirrored = rng.integers(width - w + 1), rng.integers(height - h + 1), rng.random() < 0.5
     pixels = np.asarray(image.convert("RGB").resize((size, size), 2, (left, top, left + w, top + h)))
+    if jitter: pixels = _color_jitter(pixels, *rng.uniform(1 - jitter, 1 + jitter, 3))
     return np.ascontiguousarray(pixels[:, ::-1 if mirrored else 1].transpose(2, 0, 1))
+
+
+def _color_jitter(pixels: np.ndarray, brightness: float, contrast: float, saturation: float) -> np.ndarray:
+    "uint8 [H,W,3], where the distance to black, then to the mean gray, then of each pixel to its own gray, is multiplied"
+    bright = pixels.astype(np.float32) * np.float32(brightness)
+    gray = bright @ np.float32([0.299, 0.587, 0.114])
+    mean, gray = gray.mean(), gray[..., None]
+    mixed = mean + np.float32(contrast) * (gray - mean + np.float32(saturation) * (bright - gray))
+    return mixed.clip(0, 255).round().astype(np.uint8)
 
 # %% ../nbs/23_stream.ipynb #b300baaf
 def ahead(
@@ -127,13 +138,14 @@ class Stream:
         size: int | None = None,  # side in pixels; None: the catalogue's, or 224
         augment: bool = True,  # random crops and flips, else the middle
         least: float = 0.25,  # share of a photo's area that a random crop keeps at least
+        jitter: float = 0.0,  # by which share brightness, contrast and saturation of a crop vary at most
         window: int = 8192,  # photos that are shuffled among each other, over all lanes; they are kept as files
         lanes: int = 8,  # readers; a multiple of the number of processes
         held_out: int = 0,  # photos that never come; see `held`
         workers: int | None = None,  # threads that decode; None: one for each core
     ):
         self.groups, self.names = find_groups(name, split)
-        self.size, self.augment, self.least, self.window, self.lanes, self.workers = size or CATALOG.get(name, {}).get("size", 224), augment, least, window, lanes, workers or os.cpu_count()
+        self.size, self.augment, self.least, self.jitter, self.window, self.lanes, self.workers = size or CATALOG.get(name, {}).get("size", 224), augment, least, jitter, window, lanes, workers or os.cpu_count()
         self.name = f"{Path(name).name} {split}"
         self.apart = self._hold_out(held_out)
         self.sizes = np.array([g.rows - len(self.apart.get(i, ())) for i, g in enumerate(self.groups)])
@@ -142,7 +154,9 @@ class Stream:
 
     def __len__(self) -> int: return int(self.sizes.sum()) // self.lanes * self.lanes
 
-    def __repr__(self) -> str: return f"Stream({self.name}, {len(self)} photos, size={self.size}, augment={self.augment}, least={self.least}, window={self.window}, lanes={self.lanes})"
+    def __repr__(self) -> str:
+        jitter = f", jitter={self.jitter}" if self.jitter else ""
+        return f"Stream({self.name}, {len(self)} photos, size={self.size}, augment={self.augment}, least={self.least}{jitter}, window={self.window}, lanes={self.lanes})"
 
     def _hold_out(self, count: int) -> dict[int, list[int]]:
         "By group, which of its photos never come: at random from some groups, so that no more than these have to be read for them"
@@ -164,7 +178,7 @@ class Stream:
 
     def _pixels(self, file: bytes | str, seed: int | None) -> np.ndarray:
         photo = open_photo(file, self.size)
-        return decode(photo, self.size) if seed is None else random_crop(photo, self.size, seed, self.least)
+        return decode(photo, self.size) if seed is None else random_crop(photo, self.size, seed, self.least, self.jitter)
 
     def _lane(self, lane: int, seed: tuple[int, ...], start: int) -> Iterator[tuple]:
         "Of each photo its file, label and number"

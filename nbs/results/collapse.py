@@ -2,10 +2,10 @@
 
     python nbs/results/collapse.py
 
-Two `advlook train` on CIFAR-10 that differ in their start alone: fgsm from the image itself, and fast from a random place in the ball.
-Both only note what they see and go on. A second call goes on where the first was killed.
+An `advlook train` on CIFAR-10 for each objective: fgsm starts from the image itself, fast from a random place in the ball. With
+`--on-collapse "go on"` it only notes what it sees. A second call goes on where the first was killed.
 """
-import argparse, json, subprocess, sys, time
+import argparse, json, shlex, subprocess, sys, time
 from pathlib import Path
 
 import pandas as pd
@@ -19,16 +19,17 @@ OPTIONS = "--arch resnet20 --eps {eps}/255 --epochs 12 --batch-size 256 --learni
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--eps", type=int, default=16, help="in 255ths")
-    parser.add_argument("--objectives", nargs="+", default=["fgsm", "fast"])
+    parser.add_argument("--objectives", nargs="+", default=["fgsm"])
+    parser.add_argument("--on-collapse", default="stop")
     parser.add_argument("--runs", type=Path, default=Path("runs") / "collapse", help="where they are while they train")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     rows, options = [], OPTIONS.format(eps=args.eps)
     for objective in args.objectives:
-        subprocess.run([sys.executable, "-m", "advlook.cli", "train", "cifar10", "--objective", objective, *options.split(), "--on-collapse", "go on", "--threads", str(args.threads), "--out", str(args.runs / objective)], check=True)
+        subprocess.run([sys.executable, "-m", "advlook.cli", "train", "cifar10", "--objective", objective, *options.split(), "--on-collapse", args.on_collapse, "--threads", str(args.threads), "--out", str(args.runs / objective)], check=True)
         rows.append(pd.read_csv(args.runs / objective / "log.csv").assign(objective=objective))
     pd.concat(rows).drop(columns="seconds").round(4).to_csv(HERE / "collapse.csv", index=False)
-    (HERE / "collapse.json").write_text(json.dumps(dict(command=f"advlook train cifar10 --objective {{{','.join(args.objectives)}}} {options} --on-collapse 'go on'", date=time.strftime("%Y-%m-%d"), versions=versions()), indent=1) + "\n")
+    (HERE / "collapse.json").write_text(json.dumps(dict(command=f"advlook train cifar10 --objective {' | '.join(args.objectives)} {options} --on-collapse {shlex.quote(args.on_collapse)}", date=time.strftime("%Y-%m-%d"), versions=versions()), indent=1) + "\n")
 
 
 if __name__ == "__main__": main()
