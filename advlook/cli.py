@@ -187,7 +187,7 @@ def train(
     from advlook.balls import Linf
     from advlook.data import CATALOG
     from advlook.models import create_model
-    from advlook.objectives import make_objective
+    from advlook.objectives import make_objective, training_attack
     from advlook.train import fast_precision, fit
     from advlook.watch import print_row, to_tensorboard, watch, write_csv
     from advlook.zoo import save_model
@@ -202,13 +202,13 @@ def train(
     entry, first = CATALOG.get(data, {}), is_first_process()
     model = create_model(arch, len(images.names), seed, test.x.shape[-1], entry.get("mean"), entry.get("std"))
     if first and not (out / "checkpoint.pt").exists(): save_model(model, out / "initial.safetensors", images.names)
-    attack = None if objective.partition("+")[0] in ("std", "noise") else partial(pgd, steps=10)   # who never learns to resist has no resistance to lose
+    attack = partial(pgd, steps=10) if training_attack(goal) else None   # who never learns to resist has no resistance to lose
     look = partial(watch, images=held, attack=attack, ball=Linf(number(eps)), on_collapse=on_collapse, patience=patience, until=until, seed=seed) if probe else None
     history = fit(model, images, test, goal, epochs, batch_size, learning_rate, momentum, weight_decay, schedule, augment, seed, out, precision, device,
                   [print_row, partial(write_csv, file=out / "log.csv"), *([partial(to_tensorboard, folder=out / "tensorboard")] if tensorboard else [])], accumulate, ema, look, save_every)
     if not first: return
     digest = save_model(model, out / "model.safetensors", images.names)
-    radius = "4/255" if objective == "noise" else eps   # the eps of noise is a standard deviation, several times a radius
+    radius = "4/255" if objective.partition("+")[0] == "noise" else eps   # the eps of noise is a standard deviation, several times a radius
     said = dict(arch=arch, objective=objective, eps=eps, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, schedule=schedule, seed=seed, probe=probe)
     usual = dict(size=None, least=0.25, jitter=0.0, steps=10, crafting=None, label_smoothing=0.0, accumulate=1, momentum=0.9, weight_decay=5e-4, ema=None, on_collapse="stop", patience=None, until=None)
     chosen = dict(size=size, least=least, jitter=jitter, steps=steps, crafting=crafting, label_smoothing=label_smoothing, accumulate=accumulate, momentum=momentum, weight_decay=weight_decay, ema=ema, on_collapse=on_collapse, patience=patience, until=until)
@@ -259,7 +259,8 @@ def _write_manifest(out, data, images, test, options, augment, history, digest, 
                 data=dict(name=Path(data).name, train=len(images), test=len(test), **({"stream": repr(images)} if streamed else {"sha256": content_hash(images)}), test_sha256=content_hash(test)),
                 **options, augment=augment, precision=precision, threads=torch.get_num_threads(), versions=versions(), attack=f"PGD-10, l_inf, eps {radius}",
                 metrics={k: round(v, 4) for k, v in metrics.items()}, sha256=digest, initial_sha256=hashlib.sha256((out / "initial.safetensors").read_bytes()).hexdigest(), history=[{k: v for k, v in row.items() if v == v} for row in history.round(4).to_dict("records")])
-    with atomic(out / "manifest.json") as part: part.write_text(json.dumps(told, indent=1) + "\n")
+    if (file := out / "manifest.json").exists() and (before := json.loads(file.read_text())).get("sha256") == digest: told |= {k: before[k] for k in ("evaluated",) if k in before}
+    with atomic(file) as part: part.write_text(json.dumps(told, indent=1) + "\n")
     print("  ".join(f"{k} {v:.4f}" for k, v in metrics.items()))
 
 # %% ../nbs/63_cli.ipynb #ad09aea3
@@ -327,7 +328,7 @@ def evaluate(
     else: stands = survives(net, images, known[attack], ball, batch_size, seed, fast)
     result = dict(attack=describe(known[attack]) + (", crafted in bfloat16" if fast else ""), images=len(images), seed=seed, accuracy=_share(right), robust_accuracy=_share(stands), defense_rate=_share(stands[right]))
     print(images.note, *notes, *(f"{k.replace('_', ' ')} {v}" for k, v in result.items()), sep="\n")
-    if told: _join_manifest(Path(model) / "manifest.json", told, attack, result)
+    if told: _join_manifest(Path(model) / "manifest.json", told, f"{attack} {norm} {eps}", result)
 
 
 def _share(mask) -> float: return round(mask.float().mean().item(), 4) if len(mask) else float("nan")
@@ -342,9 +343,9 @@ def _trained(model: str) -> tuple["nn.Module", dict]:
     return open_model(str(folder / "model.safetensors")), json.loads((folder / "manifest.json").read_text())
 
 
-def _join_manifest(file: Path, told: dict, attack: str, result: dict) -> None:
+def _join_manifest(file: Path, told: dict, what: str, result: dict) -> None:
     from advlook.core import atomic
-    told["evaluated"] = told.get("evaluated", {}) | {attack: result}
+    told["evaluated"] = told.get("evaluated", {}) | {what: result}
     with atomic(file) as part: part.write_text(json.dumps(told, indent=1) + "\n")
 
 # %% ../nbs/63_cli.ipynb #24793ab6

@@ -142,10 +142,10 @@ class Stream:
         window: int = 8192,  # photos that are shuffled among each other, over all lanes; they are kept as files
         lanes: int = 8,  # readers; a multiple of the number of processes
         held_out: int = 0,  # photos that never come; see `held`
-        workers: int | None = None,  # threads that decode; None: one for each core
+        workers: int | None = None,  # threads that decode; None: one for each core, shared out among the processes of this machine
     ):
         self.groups, self.names = find_groups(name, split)
-        self.size, self.augment, self.least, self.jitter, self.window, self.lanes, self.workers = size or CATALOG.get(name, {}).get("size", 224), augment, least, jitter, window, lanes, workers or os.cpu_count()
+        self.size, self.augment, self.least, self.jitter, self.window, self.lanes, self.workers = size or CATALOG.get(name, {}).get("size", 224), augment, least, jitter, window, lanes, workers or max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
         self.name = f"{Path(name).name} {split}"
         self.apart = self._hold_out(held_out)
         self.sizes = np.array([g.rows - len(self.apart.get(i, ())) for i, g in enumerate(self.groups)])

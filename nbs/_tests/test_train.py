@@ -1,6 +1,7 @@
 "Training in processes of its own: two that act as one, kill -9 at any moment, the command line"
 import json, os, random, shutil, signal, socket, subprocess, sys, time
 
+import psutil
 import pytest
 import torch
 
@@ -25,14 +26,15 @@ normalize = {"group": nn.GroupNorm(2, 8), "batch": nn.BatchNorm2d(8), "frozen": 
 if norm == "frozen": normalize.train = lambda mode=True: nn.Module.train(normalize, False)
 model = nn.Sequential(nn.Conv2d(3, 8, 3, 2), normalize, nn.ReLU(), nn.Dropout(0.1 if pause else 0), nn.Flatten(), nn.Linear(392, 2))
 objective = make_objective("fast", 8/255)
+calls = []
 def slow(model, x, y, generator):
-    import time; time.sleep(pause)
+    import os, time; time.sleep(pause or float(os.environ.get('SLOW', 0))); calls.append(1)
     return objective(model, x, y, generator=generator)
 slow.__name__ = "slow"
 def told(rows): print("epoch", rows[-1]["epoch"], rows[-1]["loss"], flush=True)
 history = fit(model, Images(x, y), None, slow, epochs=epochs, batch_size=32, learning_rate=0.05, out=out, device="cpu", precision="no", log=told, save_every=1 if pause else None, ema=0.9 if pause else None)
 import os
-if os.environ.get("RANK", "0") == "0": torch.save(dict(weights=model.state_dict(), loss=history.loss.tolist()), out + "/end.pt")
+if os.environ.get("RANK", "0") == "0": torch.save(dict(weights=model.state_dict(), loss=history.loss.tolist(), calls=len(calls)), out + "/end.pt")
 """
 
 
@@ -40,16 +42,22 @@ if os.environ.get("RANK", "0") == "0": torch.save(dict(weights=model.state_dict(
 def script(tmp_path):
     (tmp_path/"script.py").write_text(SCRIPT)
 
-    def run(out, norm="group", epochs=2, pause=0, processes=1, start=False):
+    def run(out, norm="group", epochs=2, pause=0, processes=1, start=False, slow=0):
         with socket.socket() as free: free.bind(("127.0.0.1", 0)); port = free.getsockname()[1]
         launch = [] if processes == 1 else f"-m torch.distributed.run --nproc_per_node {processes} --master_port {port}".split()  # `accelerate launch` starts several processes on GPUs only
-        process = subprocess.Popen([sys.executable, *launch, "script.py", out, norm, str(epochs), str(pause)], cwd=tmp_path, env=os.environ | dict(OMP_NUM_THREADS="1"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        process = subprocess.Popen([sys.executable, *launch, "script.py", out, norm, str(epochs), str(pause)], cwd=tmp_path, env=os.environ | dict(OMP_NUM_THREADS="1", SLOW=str(slow)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                                    start_new_session=True)
         if start: return process
         said, _ = process.communicate(timeout=300)
         assert process.returncode == 0, said
         return torch.load(tmp_path/out/"end.pt", weights_only=True) | dict(said=said)
     return run
+
+
+def kill_all(process):
+    "With those that it has started, which torchrun puts into sessions of their own"
+    for each in [*psutil.Process(process.pid).children(recursive=True), process]: each.kill()
+    process.wait()
 
 
 def apart(a, b): return max((a["weights"][k].double() - b["weights"][k].double()).abs().max().item() for k in a["weights"])
@@ -73,12 +81,38 @@ def test_two_processes_with_batch_normalization(script):
 def test_two_processes_resume(script, tmp_path):
     "Killed after the first epoch, taken up again by two processes, and by one"
     whole = script("whole", epochs=3, processes=2)
-    process = script("killed", epochs=3, processes=2, start=True)
+    process = script("killed", epochs=3, processes=2, start=True, slow=0.3)
     while "epoch 1" not in (line := process.stdout.readline()): assert line, "ended before its first epoch"
-    os.killpg(process.pid, signal.SIGKILL); process.wait()
+    kill_all(process)
     shutil.copytree(tmp_path/"killed", tmp_path/"by-one")
     again, alone = script("killed", epochs=3, processes=2), script("by-one", epochs=3)
-    assert "epoch 1" not in again["said"] and apart(whole, again) == 0 and apart(whole, alone) < 1e-5
+    assert whole["calls"] == 15 and again["calls"] == alone["calls"] == 10 and apart(whole, again) == 0 and apart(whole, alone) < 1e-5
+
+
+OWN_MINDS = """
+import os, sys, torch
+from torch import nn
+from advlook.core import Images
+from advlook.train import fit
+rank = int(os.environ["RANK"])
+torch.manual_seed(rank)
+model = nn.Sequential(nn.Flatten(), nn.Linear(48, 2))
+history = fit(model, Images(torch.randint(0, 255, (64, 3, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)), torch.arange(64) % 2), epochs=4, batch_size=32, out=f"of-{rank}", device="cpu", augment=False,
+              watch=lambda model, rows: dict(verdict="stop") if rank == 1 or len(rows) == 2 else {})
+torch.save(dict(weights=model.state_dict(), epochs=len(history)), f"end-{rank}.pt")
+"""
+
+
+def test_processes_that_disagree(tmp_path):
+    "Other initial weights, another verdict, no checkpoint in common: all do as the first process has it"
+    (tmp_path/"script.py").write_text(OWN_MINDS)
+    for _ in range(2):
+        with socket.socket() as free: free.bind(("127.0.0.1", 0)); port = free.getsockname()[1]
+        done = subprocess.run([sys.executable, *f"-m torch.distributed.run --nproc_per_node 2 --master_port {port} script.py".split()], cwd=tmp_path, env=os.environ | dict(OMP_NUM_THREADS="1"), capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        one, two = (torch.load(tmp_path/f"end-{rank}.pt", weights_only=True) for rank in range(2))
+        assert apart(one, two) == 0 and one["epochs"] == two["epochs"] == 2 and not (tmp_path/"of-1"/"checkpoint.pt").exists()
+    assert "ended by itself after epoch 2" in done.stdout
 
 
 def test_killed_at_any_moment(script, tmp_path):
@@ -106,11 +140,11 @@ def test_train_and_evaluate(advlook, photos, tmp_path):  # noqa: F811
     assert all(f" {w}" in told["command"] for w in ("--objective trades+awp", "--ema 0.9", "--probe 20", "--patience 5", "--label-smoothing 0.1", "--steps 2")), told["command"]
     assert advlook(*told["command"].split()[1:-1], "again")[0] == 0
     assert json.loads((tmp_path/"again"/"manifest.json").read_text())["sha256"] == told["sha256"]
-    for words, key in ((["--attack", "pgd", "--steps", 3], "pgd"), (["--attack", "square", "--norm", "l2", "--eps", 0.1, "--n", 4], "square")):
+    for words, key in ((["--attack", "pgd", "--steps", 3], "pgd linf 4/255"), (["--attack", "square", "--norm", "l2", "--eps", 0.1, "--n", 4], "square l2 0.1")):
         code, out, err = advlook("evaluate", "run", "--data", "photos", *words)
         assert code == 0 and "robust accuracy" in out, err
         result = json.loads((tmp_path/"run"/"manifest.json").read_text())["evaluated"][key]
-        assert 0 <= result["robust_accuracy"] <= result["accuracy"] <= 1 and result["images"] == (4 if key == "square" else 20)
+        assert 0 <= result["robust_accuracy"] <= result["accuracy"] <= 1 and result["images"] == (4 if "square" in key else 20)
 
 
 def test_until(advlook, photos, tmp_path):  # noqa: F811

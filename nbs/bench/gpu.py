@@ -3,8 +3,9 @@
     python nbs/bench/gpu.py
     python nbs/bench/gpu.py --device cpu --n 256 --epochs 1 --steps 2 --restarts 1 --out try.json    # does it run?
 
-Wong et al. 2020 publish 12 minutes and 46 % under PGD-50 with 10 restarts, on an RTX 2080 Ti with half precision. Time counts training
-alone, from the first step to the last; loading, evaluation and a first step that compiles kernels are apart. A killed run goes on.
+Wong et al. 2020 publish 12 minutes and 46 % under PGD-50 with 10 restarts, on an RTX 2080 Ti with half precision. Time counts the
+epochs of training, waiting for data included; loading the set, evaluation and a first step that compiles kernels are apart. With --runs a
+killed run goes on.
 """
 import argparse, json, time
 from functools import partial

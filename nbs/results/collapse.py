@@ -2,8 +2,8 @@
 
     python nbs/results/collapse.py
 
-An `advlook train` on CIFAR-10 for each objective: fgsm starts from the image itself, fast from a random place in the ball. With
-`--on-collapse "go on"` it only notes what it sees. A second call goes on where the first was killed.
+An `advlook train` on CIFAR-10 for each objective: fgsm starts from the image itself, fast from a random place in the ball. It only notes
+what it sees, unless `--on-collapse stop` says otherwise. A second call goes on where the first was killed.
 """
 import argparse, json, shlex, subprocess, sys, time
 from pathlib import Path
@@ -13,14 +13,14 @@ import pandas as pd
 from advlook.report import versions
 
 HERE = Path(__file__).parent
-OPTIONS = "--arch resnet20 --eps {eps}/255 --epochs 12 --batch-size 256 --learning-rate 0.2 --schedule one-cycle --probe 500 --seed 0"
+OPTIONS = "--arch resnet20 --eps {eps}/255 --epochs 8 --batch-size 256 --learning-rate 0.2 --schedule one-cycle --probe 500 --seed 0"
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--eps", type=int, default=16, help="in 255ths")
     parser.add_argument("--objectives", nargs="+", default=["fgsm"])
-    parser.add_argument("--on-collapse", default="stop")
+    parser.add_argument("--on-collapse", default="go on")
     parser.add_argument("--runs", type=Path, default=Path("runs") / "collapse", help="where they are while they train")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()

@@ -14,9 +14,8 @@ from advlook.zoo import bundled_folder, bundled_runs, manifest
 
 
 def radius(name: str, run: str) -> str:
-    "The eps of a model's training, as words; of one that met no attack, that of the ADV model beside it"
-    told = manifest(name, run)
-    return told["eps"] if told["objective"] not in ("std", "noise") else manifest(name, "adv-0")["eps"]
+    "The eps at which a model's manifest has it attacked, as words"
+    return manifest(name, run)["attack"].rpartition(" ")[2]
 
 
 def main():
@@ -30,7 +29,7 @@ def main():
     args.states.mkdir(parents=True, exist_ok=True)
     for full in args.names or [f"{name}/{run}" for name, runs in bundled_runs().items() for run in runs]:
         name, run = full.split("/")
-        done = manifest(name, run).get("evaluated", {}).get("autoattack")
+        done = manifest(name, run).get("evaluated", {}).get(f"autoattack linf {radius(name, run)}")
         if args.list: print(f"{full:26} {radius(name, run):6} {done or 'missing'}"); continue
         if done and not args.names: continue
         data = manifest(name, run)["data"]["name"]

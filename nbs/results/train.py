@@ -63,8 +63,8 @@ def main():
     if args.list:
         for name in names: print(f"{'done   ' if (place(name) / 'manifest.json').exists() else 'missing'} {name:26} advlook train {known[name]}")
         return
-    with ThreadPoolExecutor(args.jobs) as pool:
-        for _ in pool.map(lambda name: train(name, known[name], args.runs, args.threads), [n for n in names if not (place(n) / "manifest.json").exists()]): pass
+    with ThreadPoolExecutor(args.jobs) as pool: runs = {n: pool.submit(train, n, known[n], args.runs, args.threads) for n in names if not (place(n) / "manifest.json").exists()}
+    if failed := [n for n, run in runs.items() if run.exception()]: sys.exit(f"these failed, the others are finished: {', '.join(failed)}")
 
 
 if __name__ == "__main__": main()
