@@ -1,6 +1,6 @@
 """Trains the bundled models and puts each where the package finds it.
 
-    python nbs/results/train.py                         # what is missing, in order
+    python nbs/results/train.py                         # what is missing or of another recipe, in order
     python nbs/results/train.py cifar10/std-1 --runs runs
     python nbs/results/train.py --jobs 2 --threads 1    # two at a time
     python nbs/results/train.py --list
@@ -8,13 +8,14 @@
 Each is an `advlook train`, which goes on where it was killed. What is finished, weights and manifest, goes to advlook/weights; to
 nbs/results/weights what would make the wheel too large: starts for other data sets, and second runs.
 """
-import argparse, shlex, shutil, subprocess, sys
+import argparse, json, shlex, shutil, subprocess, sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 HERE = Path(__file__).parent
 PACKAGE = HERE.parents[1] / "advlook" / "weights"
 SMALL = "--epochs 15 --batch-size 256 --learning-rate 0.2 --schedule one-cycle --probe 0"
+LONG = "--stream --least 0.35 --jitter 0.4 --size 128 --epochs 80 --batch-size 64 --learning-rate 0.05 --weight-decay 1e-3 --label-smoothing 0.1 --schedule one-cycle --probe 0"   # a larger net learns more from so few photos when each comes in many lights
 PHOTOS = "--stream --least 0.35 --size 128 --epochs 40 --batch-size 64 --learning-rate 0.05 --weight-decay 1e-3 --label-smoothing 0.1 --schedule one-cycle --probe 0"   # --stream for its random crops: with shifts alone so few photos are learnt by heart
 STARTS = "--size 64 --epochs 20 --batch-size 256 --learning-rate 0.2 --schedule one-cycle --probe 0"
 PAIR = dict(std="std", adv="fast")
@@ -25,7 +26,7 @@ def recipes() -> dict[str, str]:
     def some(folder, data, arch, options, eps, seeds, runs=PAIR):
         return {f"{folder}/{run}-{seed}": f"{data} --arch {arch} --objective {objective} --eps {eps} {options} --seed {seed}" for seed in seeds for run, objective in runs.items()}
     cifar = "cifar10", "cifar10", "resnet20", SMALL
-    found = some("imagenette", "imagenette", "resnet18_thin", PHOTOS, "2/255", [0]) | some("imagenette", "imagenette", "resnet18_thin", PHOTOS, "2/255", [1], dict(std="std"))
+    found = some("imagenette", "imagenette", "resnet18_thin", LONG, "2/255", [0]) | some("imagenette", "imagenette", "resnet18_thin", LONG, "2/255", [1], dict(std="std"))
     found |= some("imagenette-alexnet", "imagenette", "alexnet_bn_small", PHOTOS, "2/255", [0])
     found |= some("cifar10-alexnet", "cifar10", "alexnet_bn_small", SMALL, "4/255", range(2))
     found |= some(*cifar, "4/255", range(6))
@@ -41,6 +42,23 @@ def place(name: str) -> Path:
     return (HERE / "weights" if large else PACKAGE) / name
 
 
+def standing(name: str, recipe: str) -> str:
+    "done, missing, or of another recipe"
+    file = place(name) / "manifest.json"
+    if not file.exists(): return "missing"
+    made = _options(shlex.split(json.loads(file.read_text())["command"])[2:])
+    return "done" if made | {"--out": None} == _options(shlex.split(recipe)) | {"--out": None} else "other"
+
+
+def _options(words: list[str]) -> dict:
+    found, key = {}, "data"
+    for word in words:
+        if word.startswith("--"): key = word
+        try: found[key] = key == word or float(word)
+        except ValueError: found[key] = word
+    return found
+
+
 def train(name: str, options: str, runs: Path, threads: int | None) -> None:
     "One model, from its begin or from where it was, to where it goes"
     out = runs / name
@@ -52,7 +70,7 @@ def train(name: str, options: str, runs: Path, threads: int | None) -> None:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", help="some of them; default: all that are missing")
+    parser.add_argument("names", nargs="*", help="some of them; default: all that are missing or of another recipe")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where they are while they train")
     parser.add_argument("--list", action="store_true", help="only say what there is")
     parser.add_argument("--jobs", type=int, default=1, help="how many at a time")
@@ -61,9 +79,9 @@ def main():
     if wrong := [n for n in args.names if n not in known]: sys.exit(f"there is no recipe for {', '.join(wrong)}; --list shows all")
     names = args.names or list(known)
     if args.list:
-        for name in names: print(f"{'done   ' if (place(name) / 'manifest.json').exists() else 'missing'} {name:26} advlook train {known[name]}")
+        for name in names: print(f"{standing(name, known[name]):8}{name:26} advlook train {known[name]}")
         return
-    with ThreadPoolExecutor(args.jobs) as pool: runs = {n: pool.submit(train, n, known[n], args.runs, args.threads) for n in names if not (place(n) / "manifest.json").exists()}
+    with ThreadPoolExecutor(args.jobs) as pool: runs = {n: pool.submit(train, n, known[n], args.runs, args.threads) for n in names if standing(n, known[n]) != "done"}
     if failed := [n for n, run in runs.items() if run.exception()]: sys.exit(f"these failed, the others are finished: {', '.join(failed)}")
 
 

@@ -4,7 +4,7 @@
 
 For each model: top-1, top-5, and under PGD-20 at the paper's two radii robust accuracy (right, attacked, of all images) and defense rate
 (right, attacked, of those that are right without attack); for STD and ADV of the same seed the latter also on the images that both get
-right. A second call goes on where the first was killed.
+right. A second call goes on where the first was killed, and measures anew what has other weights.
 """
 import argparse, csv, json, time
 from functools import partial
@@ -18,10 +18,10 @@ from advlook.core import scores
 from advlook.data import load_images
 from advlook.report import versions
 from advlook.robustness import survives
-from advlook.zoo import bundled_runs, manifest, open_model
+from advlook.zoo import bundled, bundled_runs, manifest, open_model
 
 HERE, RADII = Path(__file__).parent, (0.005, 0.01)
-COLUMNS = ["set", "data", "arch", "model", "seed", "metric", "eps", "n", "value"]
+COLUMNS = ["set", "data", "arch", "model", "seed", "metric", "eps", "n", "value", "weights"]   # the last: of which file, the begin of its SHA-256
 NAMES = dict(std="STD", adv="ADV", std_early="STD, early", noise="noise")   # others were trained at other radii
 
 
@@ -60,15 +60,19 @@ def main():
     done = list(csv.DictReader(file.open())) if file.exists() and all(known.get(k) == v for k, v in settings.items()) else []   # other settings: all anew
     about.write_text(json.dumps(dict(command=f"python nbs/results/paper/table1.py --n {args.n}", date=time.strftime("%Y-%m-%d")) | settings | dict(versions=versions()), indent=1) + "\n")
     for name, runs in bundled_runs().items():
+        if name not in bundled(): continue   # no pair
         data = manifest(name, runs[0])["data"]["name"]
         if data not in ("cifar10", "imagenette"): continue   # made images, and starts for other data
         images = load_images(data, "test", n=args.n, seed=args.seed)
         for run in runs:
             kind, _, seed = run.rpartition("-")
             model = NAMES.get(kind, f"ADV, eps {manifest(name, run)['eps']}")
-            if any(r["set"] == name and r["seed"] == seed and r["model"] == model for r in done): continue
             other = {"std": f"adv-{seed}", "adv": f"std-{seed}"}.get(kind)
-            rows = [dict(zip(COLUMNS, (name, data, manifest(name, run)["arch"], model, seed, metric, eps, n, round(value, 5))))
+            weights = "+".join(manifest(name, r)["sha256"][:8] for r in (run, other) if r in runs)
+            mine = [r for r in done if (r["set"], r["seed"], r["model"]) == (name, seed, model)]
+            if mine and mine[0]["weights"] == weights: continue
+            done = [r for r in done if r not in mine]   # of weights that are no longer bundled
+            rows = [dict(zip(COLUMNS, (name, data, manifest(name, run)["arch"], model, seed, metric, eps, n, round(value, 5), weights)))
                     for metric, eps, n, value in measure(open_model(f"bundled:{name}/{run}"), images, args.steps, args.seed, open_model(f"bundled:{name}/{other}") if other in runs else None)]
             done += rows
             write(file, done)
