@@ -35,6 +35,7 @@ def told(rows): print("epoch", rows[-1]["epoch"], rows[-1]["loss"], flush=True)
 history = fit(model, Images(x, y), None, slow, epochs=epochs, batch_size=32, learning_rate=0.05, out=out, device="cpu", precision="no", log=told, save_every=1 if pause else None, ema=0.9 if pause else None)
 import os
 if os.environ.get("RANK", "0") == "0": torch.save(dict(weights=model.state_dict(), loss=history.loss.tolist(), calls=len(calls)), out + "/end.pt")
+if torch.distributed.is_initialized(): torch.distributed.barrier(); torch.distributed.destroy_process_group()   # or its threads may abort a process that ends
 """
 
 
@@ -100,6 +101,7 @@ model = nn.Sequential(nn.Flatten(), nn.Linear(48, 2))
 history = fit(model, Images(torch.randint(0, 255, (64, 3, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)), torch.arange(64) % 2), epochs=4, batch_size=32, out=f"of-{rank}", device="cpu", augment=False,
               watch=lambda model, rows: dict(verdict="stop") if rank == 1 or len(rows) == 2 else {})
 torch.save(dict(weights=model.state_dict(), epochs=len(history)), f"end-{rank}.pt")
+if torch.distributed.is_initialized(): torch.distributed.barrier(); torch.distributed.destroy_process_group()   # or its threads may abort a process that ends
 """
 
 
