@@ -183,6 +183,7 @@ def train(
     "Train a model and write its weights, its initial weights, a log and a manifest. On many GPUs: accelerate launch -m advlook.cli train ..., on many processors: torchrun -m advlook.cli train ..."
     from functools import partial
     import torch
+    from accelerate import PartialState
     from advlook.attacks import pgd
     from advlook.balls import Linf
     from advlook.data import CATALOG
@@ -206,6 +207,7 @@ def train(
     look = partial(watch, images=held, attack=attack, ball=Linf(number(eps)), on_collapse=on_collapse, patience=patience, until=until, seed=seed) if probe else None
     history = fit(model, images, test, goal, epochs, batch_size, learning_rate, momentum, weight_decay, schedule, augment, seed, out, precision, device,
                   [print_row, partial(write_csv, file=out / "log.csv"), *([partial(to_tensorboard, folder=out / "tensorboard")] if tensorboard else [])], accumulate, ema, look, save_every)
+    PartialState().destroy_process_group()   # of several processes; else one that ends may be aborted by its own threads
     if not first: return
     digest = save_model(model, out / "model.safetensors", images.names)
     radius = "4/255" if objective.partition("+")[0] == "noise" else eps   # the eps of noise is a standard deviation, several times a radius
@@ -248,7 +250,6 @@ def _write_manifest(out, data, images, test, options, augment, history, digest, 
     import torch
     from advlook.attacks import pgd
     from advlook.balls import Linf
-    from advlook.core import atomic
     from advlook.data import content_hash
     from advlook.report import versions
     from advlook.robustness import accuracy, robust_accuracy
@@ -259,8 +260,9 @@ def _write_manifest(out, data, images, test, options, augment, history, digest, 
                 data=dict(name=Path(data).name, train=len(images), test=len(test), **({"stream": repr(images)} if streamed else {"sha256": content_hash(images)}), test_sha256=content_hash(test)),
                 **options, augment=augment, precision=precision, threads=torch.get_num_threads(), versions=versions(), attack=f"PGD-10, l_inf, eps {radius}",
                 metrics={k: round(v, 4) for k, v in metrics.items()}, sha256=digest, initial_sha256=hashlib.sha256((out / "initial.safetensors").read_bytes()).hexdigest(), history=[{k: v for k, v in row.items() if v == v} for row in history.round(4).to_dict("records")])
-    if (file := out / "manifest.json").exists() and (before := json.loads(file.read_text())).get("sha256") == digest: told |= {k: before[k] for k in ("evaluated",) if k in before}
-    with atomic(file) as part: part.write_text(json.dumps(told, indent=1) + "\n")
+    before = json.loads((out / "manifest.json").read_text()) if (out / "manifest.json").exists() else {}
+    if before.get("sha256") == digest and "evaluated" in before: told["evaluated"] = before["evaluated"]   # of the same weights
+    _write_json(out / "manifest.json", told)
     print("  ".join(f"{k} {v:.4f}" for k, v in metrics.items()))
 
 # %% ../nbs/63_cli.ipynb #ad09aea3
@@ -328,7 +330,7 @@ def evaluate(
     else: stands = survives(net, images, known[attack], ball, batch_size, seed, fast)
     result = dict(attack=describe(known[attack]) + (", crafted in bfloat16" if fast else ""), images=len(images), seed=seed, accuracy=_share(right), robust_accuracy=_share(stands), defense_rate=_share(stands[right]))
     print(images.note, *notes, *(f"{k.replace('_', ' ')} {v}" for k, v in result.items()), sep="\n")
-    if told: _join_manifest(Path(model) / "manifest.json", told, f"{attack} {norm} {eps}", result)
+    if told: _write_json(Path(model) / "manifest.json", told | dict(evaluated=told.get("evaluated", {}) | {f"{attack} {norm} {eps}": result}))
 
 
 def _share(mask) -> float: return round(mask.float().mean().item(), 4) if len(mask) else float("nan")
@@ -343,9 +345,8 @@ def _trained(model: str) -> tuple["nn.Module", dict]:
     return open_model(str(folder / "model.safetensors")), json.loads((folder / "manifest.json").read_text())
 
 
-def _join_manifest(file: Path, told: dict, what: str, result: dict) -> None:
+def _write_json(file: Path, told: dict) -> None:
     from advlook.core import atomic
-    told["evaluated"] = told.get("evaluated", {}) | {what: result}
     with atomic(file) as part: part.write_text(json.dumps(told, indent=1) + "\n")
 
 # %% ../nbs/63_cli.ipynb #24793ab6

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['noise_loss', 'crafted', 'adversarial_loss', 'divergence', 'pgd_by_divergence', 'trades', 'mart', 'training_attack',
-           'awp', 'gradalign', 'make_objective']
+           'buffers_kept', 'awp', 'gradalign', 'make_objective']
 
 # %% ../nbs/21_objectives.ipynb #99b215c0
 import inspect
@@ -155,13 +155,21 @@ def _with_attack(objective: Callable, attack: Callable) -> Callable:
 
 
 @contextmanager
-def _rewound(model: nn.Module, generator: torch.Generator | None) -> Iterator[None]:
-    "After: the model's buffers, and the place in all random numbers, as before"
+def buffers_kept(model: nn.Module) -> Iterator[None]:
+    "After: the model's buffers, such as the averages of batch normalization, as they were"
+    before = [b.clone() for b in model.buffers()]
+    try: yield
+    finally:
+        with torch.no_grad(): [now.copy_(was) for now, was in zip(model.buffers(), before)]
+
+
+@contextmanager
+def _rewound(generator: torch.Generator | None) -> Iterator[None]:
+    "After: the place in all random numbers as before"
     each = generator.each if isinstance(generator, PerImage) else [generator] if generator else []
-    states, buffers = [g.get_state() for g in each], [b.clone() for b in model.buffers()]
+    states = [g.get_state() for g in each]
     yield
     for g, state in zip(each, states): g.set_state(state)
-    for now, before in zip(model.buffers(), buffers): now.copy_(before)
 
 
 def awp(
@@ -175,7 +183,7 @@ def awp(
     "Adversarial weight perturbation around an objective (Wu et al. 2020, algorithm 1)"
     if attack := training_attack(objective): objective = _with_attack(objective, _once(attack))
     weights = {name: w for name, w in model.named_parameters() if w.requires_grad and w.ndim > 1}
-    with _rewound(model, generator): rises = torch.autograd.grad(call(objective, model, x, y, generator), list(weights.values()), allow_unused=True)
+    with buffers_kept(model), _rewound(generator): rises = torch.autograd.grad(call(objective, model, x, y, generator), list(weights.values()), allow_unused=True)
     move = {name: gamma * w.detach().norm() * g / g.norm().clamp_min(1e-12) for (name, w), g in zip(weights.items(), rises) if g is not None}
     return call(objective, _Moved(model, move), x, y, generator)
 
@@ -210,8 +218,8 @@ def make_objective(
     known = dict(std=partial(standard_loss, **smooth) if smooth else standard_loss, noise=partial(noise_loss, sigma=eps, **smooth),
                  **{key: partial(adversarial_loss, attack=attack, **mode, **smooth) for key, attack in attacks.items()},
                  trades=partial(trades, attack=partial(pgd_by_divergence, ball=ball, steps=steps), **mode, **smooth), mart=partial(mart, attack=attacks["pgd"], **mode))
-    around = dict(awp=partial(awp, gamma=0.005) if name.startswith("trades") else awp, gradalign=partial(gradalign, ball=ball))
     first, *wrappers = name.split("+")
+    around = dict(awp=partial(awp, gamma=0.005) if first == "trades" else awp, gradalign=partial(gradalign, ball=ball))
     if first not in known: raise ValueError(f"the objective is one of {', '.join(known)}, but it is {first!r}")
     if smooth and first == "mart": raise ValueError("mart has no label smoothing; use trades, or leave it at 0")
     objective = known[first]

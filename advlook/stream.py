@@ -145,7 +145,8 @@ class Stream:
         workers: int | None = None,  # threads that decode; None: one for each core, shared out among the processes of this machine
     ):
         self.groups, self.names = find_groups(name, split)
-        self.size, self.augment, self.least, self.jitter, self.window, self.lanes, self.workers = size or CATALOG.get(name, {}).get("size", 224), augment, least, jitter, window, lanes, workers or max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+        self.size, self.augment, self.least, self.jitter, self.window, self.lanes = size or CATALOG.get(name, {}).get("size", 224), augment, least, jitter, window, lanes
+        self.workers = workers or max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
         self.name = f"{Path(name).name} {split}"
         self.apart = self._hold_out(held_out)
         self.sizes = np.array([g.rows - len(self.apart.get(i, ())) for i, g in enumerate(self.groups)])
@@ -154,9 +155,7 @@ class Stream:
 
     def __len__(self) -> int: return int(self.sizes.sum()) // self.lanes * self.lanes
 
-    def __repr__(self) -> str:
-        jitter = f", jitter={self.jitter}" if self.jitter else ""
-        return f"Stream({self.name}, {len(self)} photos, size={self.size}, augment={self.augment}, least={self.least}{jitter}, window={self.window}, lanes={self.lanes})"
+    def __repr__(self) -> str: return f"Stream({self.name}, {len(self)} photos, size={self.size}, augment={self.augment}, least={self.least}, jitter={self.jitter}, window={self.window}, lanes={self.lanes})"
 
     def _hold_out(self, count: int) -> dict[int, list[int]]:
         "By group, which of its photos never come: at random from some groups, so that no more than these have to be read for them"

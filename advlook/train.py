@@ -91,7 +91,7 @@ def batch_count(
     batch_size: int,  # over all processes
     processes: int = 1,
 ) -> int:
-    "Batches of an epoch; a last one is left out that has no image for some process, or one in all, of which batch normalization can make nothing"
+    "Batches of an epoch, without a last one of fewer images than processes, or of a single one, of which batch normalization can make nothing"
     full, rest = divmod(n, batch_size)
     return max(1, full + (rest >= max(2, processes)))
 
@@ -246,10 +246,11 @@ def fit(
         if run.history: _tell(listeners, run)   # again: the process may have been killed before it did
         plan = SimpleNamespace(objective=objective, accelerator=accelerator, accumulate=accumulate, epochs=epochs, steps=steps, save_every=save_every, asked=asked,
                                save=partial(_save, file if accelerator.is_main_process else None, run, settings))
+        if watch and takes(watch, "objective"): watch = partial(watch, objective=objective)
         while len(run.history) < epochs and not (run.history and "verdict" in run.history[-1]):
             at = seed, len(run.history)
             _epoch(run, feed(seed=at, start=run.step), at, plan)
-            _end_epoch(run, test, partial(watch, objective=objective) if watch and takes(watch, "objective") else watch, accelerator)
+            _end_epoch(run, test, watch, accelerator)
             plan.save()
             _tell(listeners, run)
     if run.history and run.history[-1].get("verdict") == "best": run.view().load_state_dict(run.best["weights"])

@@ -19,8 +19,8 @@ from torch import nn
 
 from .attacks import pgd
 from .balls import Linf
-from .core import Images, PerImage, atomic, call, image_seeds, logits, to_float
-from .objectives import training_attack
+from .core import Images, atomic, call, frozen, in_batches, logits
+from .objectives import buffers_kept, training_attack
 from .robustness import accuracy, robust_accuracy
 
 if TYPE_CHECKING:
@@ -52,25 +52,17 @@ def collapsed(
 
 
 def accuracy_in_training(
-    model: nn.Module,  # as it was afterwards, averages of batch normalization included
+    model: nn.Module,  # afterwards as it was
     images: Images,
     attack: Callable,  # (model, x, y) -> x_adv
     batch_size: int = 256,
     seed: int = 0,
 ) -> float:  # in [0,1]
     "Accuracy on images that are attacked as in a training step: batch normalization, and dropout, in training mode"
-    seeds, modes, buffers = image_seeds(seed, len(images)), [(m, m.training) for m in model.modules()], [b.clone() for b in model.buffers()]
-    device, right = next(model.parameters()).device, 0
-    model.train()
-    try:
-        for piece in torch.arange(len(images)).split(batch_size):
-            x, y = to_float(images.x[piece].to(device)), images.y[piece].to(device)
-            x = call(attack, model, x, y, PerImage(seeds[piece.numpy()]))
-            with torch.no_grad(): right += (logits(model, x).argmax(1) == y).sum().item()
-    finally:
-        for m, mode in modes: m.training = mode
-        with torch.no_grad(): [now.copy_(before) for now, before in zip(model.buffers(), buffers)]
-    return right / len(images)
+    def right(model, x, y, generator):
+        with torch.no_grad(): return logits(model, call(attack, model, x, y, generator)).argmax(1) == y
+    with frozen(model), buffers_kept(model):   # after: modes, flags and averages as before
+        return in_batches(right, model.train(), images.x, images.y, batch_size, seed).float().mean().item()
 
 
 def watch(

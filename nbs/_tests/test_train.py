@@ -9,10 +9,10 @@ from test_cli import advlook, photos  # noqa: F401 (fixtures)
 from test_house import ROOT
 
 SCRIPT = """
-import sys, torch
+import os, sys, time, torch
 from functools import partial
+from accelerate import PartialState
 from torch import nn
-from advlook.attacks import fgsm
 from advlook.core import Images
 from advlook.objectives import make_objective
 from advlook.train import fit
@@ -28,15 +28,21 @@ model = nn.Sequential(nn.Conv2d(3, 8, 3, 2), normalize, nn.ReLU(), nn.Dropout(0.
 objective = make_objective("fast", 8/255)
 calls = []
 def slow(model, x, y, generator):
-    import os, time; time.sleep(pause or float(os.environ.get('SLOW', 0))); calls.append(1)
+    time.sleep(pause or float(os.environ['SLOW'])); calls.append(1)
     return objective(model, x, y, generator=generator)
 slow.__name__ = "slow"
 def told(rows): print("epoch", rows[-1]["epoch"], rows[-1]["loss"], flush=True)
 history = fit(model, Images(x, y), None, slow, epochs=epochs, batch_size=32, learning_rate=0.05, out=out, device="cpu", precision="no", log=told, save_every=1 if pause else None, ema=0.9 if pause else None)
-import os
 if os.environ.get("RANK", "0") == "0": torch.save(dict(weights=model.state_dict(), loss=history.loss.tolist(), calls=len(calls)), out + "/end.pt")
-if torch.distributed.is_initialized(): torch.distributed.barrier(); torch.distributed.destroy_process_group()   # or its threads may abort a process that ends
+PartialState().destroy_process_group()
 """
+
+
+def started(folder, words, processes, **env):
+    "A process, or several under torchrun, since `accelerate launch` starts several on GPUs only"
+    with socket.socket() as free: free.bind(("127.0.0.1", 0)); port = free.getsockname()[1]
+    launch = [] if processes == 1 else f"-m torch.distributed.run --nproc_per_node {processes} --master_port {port}".split()
+    return subprocess.Popen([sys.executable, *launch, *words], cwd=folder, env=os.environ | dict(OMP_NUM_THREADS="1") | env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
 
 
 @pytest.fixture
@@ -44,10 +50,7 @@ def script(tmp_path):
     (tmp_path/"script.py").write_text(SCRIPT)
 
     def run(out, norm="group", epochs=2, pause=0, processes=1, start=False, slow=0):
-        with socket.socket() as free: free.bind(("127.0.0.1", 0)); port = free.getsockname()[1]
-        launch = [] if processes == 1 else f"-m torch.distributed.run --nproc_per_node {processes} --master_port {port}".split()  # `accelerate launch` starts several processes on GPUs only
-        process = subprocess.Popen([sys.executable, *launch, "script.py", out, norm, str(epochs), str(pause)], cwd=tmp_path, env=os.environ | dict(OMP_NUM_THREADS="1", SLOW=str(slow)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                                   start_new_session=True)
+        process = started(tmp_path, ["script.py", out, norm, str(epochs), str(pause)], processes, SLOW=str(slow))
         if start: return process
         said, _ = process.communicate(timeout=300)
         assert process.returncode == 0, said
@@ -92,6 +95,7 @@ def test_two_processes_resume(script, tmp_path):
 
 OWN_MINDS = """
 import os, sys, torch
+from accelerate import PartialState
 from torch import nn
 from advlook.core import Images
 from advlook.train import fit
@@ -101,7 +105,7 @@ model = nn.Sequential(nn.Flatten(), nn.Linear(48, 2))
 history = fit(model, Images(torch.randint(0, 255, (64, 3, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)), torch.arange(64) % 2), epochs=4, batch_size=32, out=f"of-{rank}", device="cpu", augment=False,
               watch=lambda model, rows: dict(verdict="stop") if rank == 1 or len(rows) == 2 else {})
 torch.save(dict(weights=model.state_dict(), epochs=len(history)), f"end-{rank}.pt")
-if torch.distributed.is_initialized(): torch.distributed.barrier(); torch.distributed.destroy_process_group()   # or its threads may abort a process that ends
+PartialState().destroy_process_group()
 """
 
 
@@ -109,12 +113,12 @@ def test_processes_that_disagree(tmp_path):
     "Other initial weights, another verdict, no checkpoint in common: all do as the first process has it"
     (tmp_path/"script.py").write_text(OWN_MINDS)
     for _ in range(2):
-        with socket.socket() as free: free.bind(("127.0.0.1", 0)); port = free.getsockname()[1]
-        done = subprocess.run([sys.executable, *f"-m torch.distributed.run --nproc_per_node 2 --master_port {port} script.py".split()], cwd=tmp_path, env=os.environ | dict(OMP_NUM_THREADS="1"), capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr
+        process = started(tmp_path, ["script.py"], 2)
+        said, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, said
         one, two = (torch.load(tmp_path/f"end-{rank}.pt", weights_only=True) for rank in range(2))
         assert apart(one, two) == 0 and one["epochs"] == two["epochs"] == 2 and not (tmp_path/"of-1"/"checkpoint.pt").exists()
-    assert "ended by itself after epoch 2" in done.stdout
+    assert "ended by itself after epoch 2" in said
 
 
 def test_killed_at_any_moment(script, tmp_path):

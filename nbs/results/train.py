@@ -15,8 +15,8 @@ from pathlib import Path
 HERE = Path(__file__).parent
 PACKAGE = HERE.parents[1] / "advlook" / "weights"
 SMALL = "--epochs 15 --batch-size 256 --learning-rate 0.2 --schedule one-cycle --probe 0"
-LONG = "--stream --least 0.35 --jitter 0.4 --size 128 --epochs 80 --batch-size 64 --learning-rate 0.05 --weight-decay 1e-3 --label-smoothing 0.1 --schedule one-cycle --probe 0"   # a larger net learns more from so few photos when each comes in many lights
 PHOTOS = "--stream --least 0.35 --size 128 --epochs 40 --batch-size 64 --learning-rate 0.05 --weight-decay 1e-3 --label-smoothing 0.1 --schedule one-cycle --probe 0"   # --stream for its random crops: with shifts alone so few photos are learnt by heart
+LONG = PHOTOS.replace("--epochs 40", "--jitter 0.4 --epochs 80")   # a larger net learns more from so few photos when each comes in many lights
 STARTS = "--size 64 --epochs 20 --batch-size 256 --learning-rate 0.2 --schedule one-cycle --probe 0"
 PAIR = dict(std="std", adv="fast")
 
@@ -46,16 +46,16 @@ def standing(name: str, recipe: str) -> str:
     "done, missing, or of another recipe"
     file = place(name) / "manifest.json"
     if not file.exists(): return "missing"
-    made = _options(shlex.split(json.loads(file.read_text())["command"])[2:])
-    return "done" if made | {"--out": None} == _options(shlex.split(recipe)) | {"--out": None} else "other"
+    command = shlex.split(json.loads(file.read_text())["command"])   # advlook train ... --out FOLDER
+    return "done" if _options(command[2:-2]) == _options(shlex.split(recipe)) else "other"
 
 
 def _options(words: list[str]) -> dict:
-    found, key = {}, "data"
+    "By option, whatever their order; numbers as such"
+    found, option = {}, "data"
     for word in words:
-        if word.startswith("--"): key = word
-        try: found[key] = key == word or float(word)
-        except ValueError: found[key] = word
+        if word.startswith("--"): option = word; found[option] = True
+        else: found[option] = float(word) if word.replace(".", "").replace("e-", "").isdigit() else word
     return found
 
 
