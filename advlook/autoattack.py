@@ -6,6 +6,7 @@
 __all__ = ['stages', 'Progress', 'autoattack', 'autoattack_table']
 
 # %% ../nbs/16_autoattack.ipynb #4e07e8af
+import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -69,6 +70,13 @@ class Progress:
     def standing(self) -> Tensor: return (self.fell_to == self.STANDS).nonzero().flatten()
 
 # %% ../nbs/16_autoattack.ipynb #9bac1b5e
+def _digest(model: nn.Module) -> str:
+    "By which one model's weights are told from another's"
+    state = hashlib.sha256()
+    for name, t in model.state_dict().items(): state.update(name.encode() + t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return state.hexdigest()[:16]
+
+
 def _attack_all(model, x, y, ball, version, seeds, state, fast, batch_size, stop, keep, restore=True) -> tuple[Progress, list[str]]:
     "Run the stages over all images; `model` is frozen. `keep`: also the attacked images"
     device = device_of(model)
@@ -78,7 +86,7 @@ def _attack_all(model, x, y, ball, version, seeds, state, fast, batch_size, stop
     y = answers if y is None else y
     check_classes(z := logits(given, to_float(x[:1].to(device))), y)
     run = stages(version, ball, z.shape[1] if len(y) else 4)
-    about = dict(version=version, ball=describe(ball), n=len(x), sums=[float(to_float(x).double().sum()), int(y.sum()), int(seeds.astype(np.int64).sum())], wrong=int((answers != y).sum()))
+    about = dict(version=version, ball=describe(ball), n=len(x), sums=[float(to_float(x).double().sum()), int(y.sum()), int(seeds.astype(np.int64).sum())], wrong=(answers != y).nonzero().flatten().tolist(), weights=_digest(given), fast=fast)
     p = Progress(torch.where(answers == y, Progress.STANDS, Progress.WRONG), about, state)
     quick = standin(Expectation(given) if version == "rand" else model, to_float(x[:2].to(device)), fast)
     for number, (name, attack) in enumerate(run.items()):

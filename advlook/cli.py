@@ -200,6 +200,7 @@ def train(
     goal = make_objective(objective, number(eps), steps, label_smoothing, crafting)
     images, held, test = _streamed(data, size, probe, augment, least, jitter) if stream else _loaded(data, size, probe, seed)
     probe = len(held) if held else 0
+    test = _numbered(test, list(images.names))
     entry, first = CATALOG.get(data, {}), is_first_process()
     model = create_model(arch, len(images.names), seed, test.x.shape[-1], entry.get("mean"), entry.get("std"))
     if first and not (out / "checkpoint.pt").exists(): save_model(model, out / "initial.safetensors", images.names)
@@ -212,19 +213,34 @@ def train(
     digest = save_model(model, out / "model.safetensors", images.names)
     radius = "4/255" if objective.partition("+")[0] == "noise" else eps   # the eps of noise is a standard deviation, several times a radius
     said = dict(arch=arch, objective=objective, eps=eps, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, schedule=schedule, seed=seed, probe=probe)
-    usual = dict(size=None, least=0.25, jitter=0.0, steps=10, crafting=None, label_smoothing=0.0, accumulate=1, momentum=0.9, weight_decay=5e-4, ema=None, on_collapse="stop", patience=None, until=None)
-    chosen = dict(size=size, least=least, jitter=jitter, steps=steps, crafting=crafting, label_smoothing=label_smoothing, accumulate=accumulate, momentum=momentum, weight_decay=weight_decay, ema=ema, on_collapse=on_collapse, patience=patience, until=until)
+    usual = dict(size=None, least=0.25, jitter=0.0, steps=10, crafting=None, label_smoothing=0.0, accumulate=1, momentum=0.9, weight_decay=5e-4, ema=None, on_collapse="stop", patience=None, until=None, precision=None)
+    chosen = dict(size=size, least=least, jitter=jitter, steps=steps, crafting=crafting, label_smoothing=label_smoothing, accumulate=accumulate, momentum=momentum, weight_decay=weight_decay, ema=ema, on_collapse=on_collapse, patience=patience, until=until, precision=precision)
     _write_manifest(out, data, images, test, said | {k: v for k, v in chosen.items() if v != usual[k]}, augment, history, digest, radius, precision or fast_precision(device or ("cuda" if torch.cuda.is_available() else "cpu")))
 
 
 def _loaded(data: str, size: int | None, probe: int | None, seed: int) -> tuple:
     "Images to train on, to probe with (or None), to test on"
+    from dataclasses import replace
     from advlook.data import load_images
     from advlook.watch import hold_out
     images, test = load_images(data, "train", size=size), load_images(data, "test", size=size)
-    if images.y is None: raise ValueError(f"{Path(data).name!r} has no labels, and training needs them")
+    if images.y is None or test.y is None: raise ValueError(f"{Path(data).name!r} has no labels, and training needs them")
+    images = replace(images, names=_class_names(images))
     probe = min(500, len(images) // 10) if probe is None else probe
     return (*(hold_out(images, probe, seed) if probe else (images, None)), test)
+
+
+def _class_names(images) -> list[str]:
+    "Those of the classes, or their numbers as words"
+    return list(images.names or map(str, range(int(images.y.max()) + 1)))
+
+
+def _numbered(images, names: list[str]) -> "Images":
+    "The same images, their classes numbered as in `names`; splits without a common list each have their own. ValueError for a class that isn't there"
+    from dataclasses import replace
+    import torch
+    if other := [n for n in _class_names(images) if n not in names]: raise ValueError(f"the test images have classes that no training image has: {', '.join(map(repr, other[:3]))}")
+    return replace(images, y=torch.tensor([names.index(n) for n in _class_names(images)])[images.y], names=names)
 
 
 def _streamed(data: str, size: int | None, probe: int | None, augment: bool, least: float, jitter: float) -> tuple:
@@ -254,14 +270,14 @@ def _write_manifest(out, data, images, test, options, augment, history, digest, 
     from advlook.report import versions
     from advlook.robustness import accuracy, robust_accuracy
     from advlook.zoo import load_checkpoint
+    before = json.loads((out / "manifest.json").read_text()) if (out / "manifest.json").exists() else {}
+    if before.get("sha256") == digest: return   # it was finished before: that command made it, perhaps with other options of what to watch
     model, ball, streamed = load_checkpoint(out / "model.safetensors"), Linf(number(radius)), not hasattr(images, "x")
     metrics = dict(test_accuracy=accuracy(model, test), test_robust_accuracy=robust_accuracy(model, test, partial(pgd, ball=ball, steps=10), ball))
     told = dict(command=" ".join(["advlook train", Path(data).name, *(f"--{k.replace('_', '-')} {shlex.quote(str(v))}" for k, v in options.items()), *([] if augment else ["--no-augment"]), *(["--stream"] if streamed else []), f"--out {out.name}"]),
                 data=dict(name=Path(data).name, train=len(images), test=len(test), **({"stream": repr(images)} if streamed else {"sha256": content_hash(images)}), test_sha256=content_hash(test)),
-                **options, augment=augment, precision=precision, threads=torch.get_num_threads(), versions=versions(), attack=f"PGD-10, l_inf, eps {radius}",
+                **options | dict(augment=augment, precision=precision), threads=torch.get_num_threads(), versions=versions(), attack=f"PGD-10, l_inf, eps {radius}",
                 metrics={k: round(v, 4) for k, v in metrics.items()}, sha256=digest, initial_sha256=hashlib.sha256((out / "initial.safetensors").read_bytes()).hexdigest(), history=[{k: v for k, v in row.items() if v == v} for row in history.round(4).to_dict("records")])
-    before = json.loads((out / "manifest.json").read_text()) if (out / "manifest.json").exists() else {}
-    if before.get("sha256") == digest and "evaluated" in before: told["evaluated"] = before["evaluated"]   # of the same weights
     _write_json(out / "manifest.json", told)
     print("  ".join(f"{k} {v:.4f}" for k, v in metrics.items()))
 
@@ -330,7 +346,15 @@ def evaluate(
     else: stands = survives(net, images, known[attack], ball, batch_size, seed, fast)
     result = dict(attack=describe(known[attack]) + (", crafted in bfloat16" if fast else ""), images=len(images), seed=seed, accuracy=_share(right), robust_accuracy=_share(stands), defense_rate=_share(stands[right]))
     print(images.note, *notes, *(f"{k.replace('_', ' ')} {v}" for k, v in result.items()), sep="\n")
-    if told: _write_json(Path(model) / "manifest.json", told | dict(evaluated=told.get("evaluated", {}) | {f"{attack} {norm} {eps}": result}))
+    if told: _remember(Path(model) / "manifest.json", told, f"{attack} {norm} {eps}" + ("" if data == told["data"]["name"] else f" on {Path(data).name}"), result)
+
+
+def _remember(file: Path, told: dict, key: str, result: dict) -> None:
+    "A result joins the manifest as it is by now, unless it is of other weights, or has one over more images"
+    now = json.loads(file.read_text())
+    if now["sha256"] != told["sha256"]: raise ValueError(f"the model in {file.parent.name!r} was trained anew during this evaluation; evaluate it again")
+    if (more := now.get("evaluated", {}).get(key, {}).get("images", 0)) > result["images"]: print(f"the manifest keeps an earlier result, over {more} images"); return
+    _write_json(file, now | dict(evaluated=now.get("evaluated", {}) | {key: result}))
 
 
 def _share(mask) -> float: return round(mask.float().mean().item(), 4) if len(mask) else float("nan")

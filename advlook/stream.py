@@ -32,7 +32,7 @@ def lane_windows(
     sizes: np.ndarray,  # photos in each group
     seed: tuple[int, ...],  # seed and epoch
     lane: int,
-    lanes: int,  # each gets as many photos; up to lanes - 1 are left out, others in each epoch
+    lanes: int,  # each gets as many photos; up to lanes - 1 of the group that comes last are left out
     window: int,  # photos of a lane that are shuffled among each other
     start: int = 0,  # photos of the lane that have been handed out
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:  # of each photo its group, and its place within
@@ -72,12 +72,13 @@ def find_groups(
     name: str,  # of the catalogue, of a folder in $ADVLOOK_DATA, or a path
     split: str,  # "train" or "test"
 ) -> tuple[list[Group], tuple[str, ...]]:  # and the names of the classes
-    "All groups of a data set. ValueError: unknown, without labels, or neither parquet nor folders of classes"
+    "All groups of a data set. ValueError: unknown, without labels or a list of classes, or neither parquet nor folders of classes"
     import datasets
     source, config, revision = find_source(name)
     rows, image, label = open_split(name, split, stream=True)
     if label is None: raise ValueError(f"{Path(name).name!r} has no labels, and training needs them")
-    names = rows.features[label].names if isinstance(rows.features[label], datasets.ClassLabel) else ()
+    if not isinstance(rows.features[label], datasets.ClassLabel): raise ValueError(f"{Path(name).name!r} can't be streamed, as it does not list its classes: make the column {label!r} a datasets.ClassLabel, or leave out --stream")
+    names = rows.features[label].names
     files = datasets.load_dataset_builder(source, config, revision=revision).config.data_files
     files = list(files[choose_split(list(map(str, files)), split, CATALOG.get(name, {}))])
     if files[0].endswith(".parquet"):
@@ -172,8 +173,21 @@ class Stream:
     def held(self) -> Images:
         "The photos held out, not augmented"
         read = {group: self.groups[group].read() for group in self.apart}
-        rows = [read[group][r] for group, chosen in self.apart.items() for r in chosen]
-        return Images(torch.from_numpy(np.stack([self._pixels(file, None) for file, _ in rows])), torch.tensor([y for _, y in rows]), self.names)
+        files, labels = zip(*(read[group][r] for group, chosen in self.apart.items() for r in chosen))
+        pixels, labels = self._decoded(files, labels, [None] * len(files))
+        return Images(torch.from_numpy(pixels), labels, list(self.names))
+
+    def _decoded(self, files: list, labels: list, seeds: list, map: Callable = map) -> tuple[np.ndarray, Tensor]:
+        "Pixels and labels; for a photo that can't be read, those of the next one that can. ValueError if none can"
+        def attempt(file, seed):
+            try: return self._pixels(file, seed)
+            except ValueError as error: return error
+        got = list(map(attempt, files, seeds))
+        good = [i for i, some in enumerate(got) if not isinstance(some, ValueError)]
+        if not good: raise got[0]
+        if len(good) < len(got): print(f"{next(g for g in got if isinstance(g, ValueError))}; the next photo stands in for it")
+        take = [min((j for j in good if j >= i), default=good[0]) for i in range(len(got))]
+        return np.stack([got[j] for j in take]), torch.tensor([labels[j] for j in take])
 
     def _pixels(self, file: bytes | str, seed: int | None) -> np.ndarray:
         photo = open_photo(file, self.size)
@@ -204,8 +218,8 @@ class Stream:
                 for done in range(0, left, share):
                     files, labels, numbers = zip(*(row for feed in feeds for row in islice(feed, share)))
                     mine = seeds[np.array(numbers)]
-                    pixels = list(pool.map(self._pixels, files, mine if self.augment else [None] * len(files)))
-                    yield torch.from_numpy(np.stack(pixels)), torch.tensor(labels), mine, min(share, left - done) * self.lanes
+                    pixels, labels = self._decoded(files, labels, mine if self.augment else [None] * len(files), pool.map)
+                    yield torch.from_numpy(pixels), labels, mine, min(share, left - done) * self.lanes
         return ahead(made())
 
 # %% ../nbs/23_stream.ipynb #e6144899

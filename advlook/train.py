@@ -28,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .core import Images, PerImage, atomic, call, describe, image_seeds, logits, predict, progress, takes, to_float
+from .core import Images, PerImage, atomic, call, check_images, describe, image_seeds, logits, predict, progress, takes, to_float
 from .data import content_hash
 
 if TYPE_CHECKING: import pandas as pd
@@ -81,7 +81,7 @@ def make_schedule(
 # %% ../nbs/20_train.ipynb #646fe76d
 def fast_precision(device: str = "cpu") -> str:
     '"bf16" where the device computes with it in hardware, else "no"'
-    if device.startswith("cuda"): return "bf16" if torch.cuda.is_bf16_supported() else "no"
+    if device.startswith("cuda"): return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
     has = getattr(torch.cpu, "get_capabilities", dict)()
     return "bf16" if has.get("avx512_bf16") or has.get("amx_bf16") else "no"
 
@@ -228,13 +228,14 @@ def fit(
     watch: Callable[[nn.Module, list[dict]], dict] | None = None,  # (model, rows) -> what joins the last row; gets the objective too, if it takes one
     save_every: int | None = None,  # steps between checkpoints; None: one an epoch
 ) -> "pd.DataFrame":  # a row an epoch: loss, train_accuracy, test_accuracy, learning_rate, seconds, and what `watch` adds
-    "Train with SGD. ValueError: no labels, unknown schedule or device, a checkpoint of other settings or none that is whole, a loss that is no number"
+    "Train with SGD. ValueError: no labels, images outside [0,1], unknown schedule, precision or device, a checkpoint of another model or other settings or none that is whole, a loss or gradient that is no number"
     import pandas as pd
-    if isinstance(train, Images) and train.y is None: raise ValueError("training needs labels, but these images have none")
+    if any(isinstance(some, Images) and some.y is None for some in (train, test)): raise ValueError("training needs labels, but these images have none")
+    epochs, batch_size, learning_rate, momentum, weight_decay, seed, accumulate, ema = map(_plain, (epochs, batch_size, learning_rate, momentum, weight_decay, seed, accumulate, ema))
     accelerator = _accelerator(precision, device)
     steps = batch_count(len(train), batch_size, accelerator.num_processes)
-    settings = dict(objective=describe(objective), data=content_hash(train) if isinstance(train, Images) else describe(train), epochs=epochs, batch_size=batch_size, learning_rate=_plain(learning_rate),
-                    momentum=_plain(momentum), weight_decay=_plain(weight_decay), schedule=schedule, augment=augment, seed=_plain(seed), accumulate=accumulate, ema=_plain(ema), precision=accelerator.mixed_precision)
+    settings = dict(objective=describe(objective), data=content_hash(train) if isinstance(train, Images) else describe(train), epochs=epochs, batch_size=batch_size, learning_rate=learning_rate,
+                    momentum=momentum, weight_decay=weight_decay, schedule=schedule, augment=augment, seed=seed, accumulate=accumulate, ema=ema, precision=accelerator.mixed_precision)
     model.to(accelerator.device, memory_format=torch.channels_last)
     if accelerator.num_processes > 1: model.load_state_dict(_share({k: v.cpu() for k, v in model.state_dict().items()}, accelerator))
     optimizer = torch.optim.SGD(model.parameters(), learning_rate, momentum, weight_decay=weight_decay)
@@ -253,6 +254,7 @@ def fit(
             _end_epoch(run, test, watch, accelerator)
             plan.save()
             _tell(listeners, run)
+    if asked: raise KeyboardInterrupt   # in what followed the last step; all is saved
     if run.history and run.history[-1].get("verdict") == "best": run.view().load_state_dict(run.best["weights"])
     if run.mean: model.load_state_dict(run.mean.module.state_dict())
     model.eval()
@@ -275,12 +277,14 @@ def _epoch(run: Run, feed: Iterator, seed: tuple[int, int], plan: SimpleNamespac
 def _step(run, x, y, seeds, whole, seed, plan) -> tuple[Tensor, bool]:
     "Down the gradient; images, loss and hits of the whole batch; whether anybody was asked to stop"
     x, y = to_float(x.to(plan.accelerator.device)).contiguous(memory_format=torch.channels_last), y.to(plan.accelerator.device)
+    if run.step == 0: check_images(x)
     run.optimizer.zero_grad()
     with torch.random.fork_rng(devices=[]):   # dropout draws from torch's own state
         torch.manual_seed(int(image_seeds((*seed, run.step), 1)[0]) + plan.accelerator.process_index)
         sums = gradients(run.model, x, y, seeds, plan.objective, len(x) * plan.accelerator.num_processes / whole, plan.accelerator, plan.accumulate)
     sums = average(run.model, torch.cat([sums, torch.tensor([float(len(plan.asked))])]), plan.accelerator)
-    if not sums[1].isfinite(): raise ValueError(f"the loss became {sums[1]:g} at step {run.step + 1} of epoch {seed[1] + 1}: begin anew in another folder with a lower learning rate (here it was {run.rates.get_last_lr()[0]:.3g})")
+    slope = torch.nn.utils.get_total_norm([p.grad for p in run.model.parameters() if p.grad is not None])   # a loss can be finite where its gradient is not
+    if not (sums[1].isfinite() and slope.isfinite()): raise ValueError(f"the loss became {sums[1]:g} and the norm of its gradient {slope:g} at step {run.step + 1} of epoch {seed[1] + 1}: begin anew in another folder with a lower learning rate (here it was {run.rates.get_last_lr()[0]:.3g})")
     run.optimizer.step(); run.rates.step()
     if run.mean: run.mean.update_parameters(run.model)
     return sums[:3], bool(sums[3] > 0)
@@ -307,6 +311,7 @@ def _accelerator(precision: str | None, device: str | None):
     "accelerate's handle on device, processes and precision; it keeps a global state, which an earlier `fit` may have set otherwise"
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
+    if precision not in (None, "no", "bf16"): raise ValueError(f"the precision is no or bf16, but it is {precision!r}")
     if device not in (None, "cpu", "cuda"): raise ValueError(f"the device is cpu or cuda, but it is {device!r}; one of several GPUs is chosen by CUDA_VISIBLE_DEVICES")
     if device == "cuda" and not torch.cuda.is_available(): raise ValueError("there is no GPU that torch can use here; leave the device out, or use cpu")
     cpu = device == "cpu" or not torch.cuda.is_available()
@@ -338,6 +343,8 @@ def _resume(file: Path, run: Run, settings: dict, accelerator) -> None:
     if state is None: return
     other = [f"{k} was {was!r} and is {v!r}" for k, v in settings.items() if (was := state["settings"].get(k, v)) != v]
     if other: raise ValueError(f"{file.name} in {file.parent.name!r} is of another run ({'; '.join(other)}); choose another folder or remove it")
+    shapes = [{k: v.shape for k, v in weights.items()} for weights in (state["model"], run.model.state_dict())]
+    if shapes[0] != shapes[1]: raise ValueError(f"{file.name} in {file.parent.name!r} is of another architecture; choose another folder or remove it")
     run.load(state)
     if accelerator.is_main_process and run.history and "verdict" in run.history[-1]: print(f"the run in {file.parent.name!r} ended by itself after epoch {len(run.history)}; choose another folder, or remove it, to train anew")
     torch.set_num_threads(state["threads"])

@@ -146,11 +146,32 @@ def test_train_and_evaluate(advlook, photos, tmp_path):  # noqa: F811
     assert all(f" {w}" in told["command"] for w in ("--objective trades+awp", "--ema 0.9", "--probe 20", "--patience 5", "--label-smoothing 0.1", "--steps 2")), told["command"]
     assert advlook(*told["command"].split()[1:-1], "again")[0] == 0
     assert json.loads((tmp_path/"again"/"manifest.json").read_text())["sha256"] == told["sha256"]
+    kept = (tmp_path/"run"/"manifest.json").read_bytes()
+    assert advlook("train", "photos", *told["command"].split()[3:-2], "--patience", 9, "--out", "run")[0] == 0 and (tmp_path/"run"/"manifest.json").read_bytes() == kept   # it was finished; nothing else made it
     for words, key in ((["--attack", "pgd", "--steps", 3], "pgd linf 4/255"), (["--attack", "square", "--norm", "l2", "--eps", 0.1, "--n", 4], "square l2 0.1")):
         code, out, err = advlook("evaluate", "run", "--data", "photos", *words)
         assert code == 0 and "robust accuracy" in out, err
         result = json.loads((tmp_path/"run"/"manifest.json").read_text())["evaluated"][key]
         assert 0 <= result["robust_accuracy"] <= result["accuracy"] <= 1 and result["images"] == (4 if "square" in key else 20)
+    before = json.loads((tmp_path/"run"/"manifest.json").read_text())["evaluated"]
+    code, out, err = advlook("evaluate", "run", "--n", 4, "--steps", 3)
+    assert code == 0 and "over 20 images" in out and json.loads((tmp_path/"run"/"manifest.json").read_text())["evaluated"] == before, out + err
+
+
+def test_labels_that_are_words(advlook, tmp_path):
+    "Each split numbers its own words; a test split without one of the classes means the same ones all the same"
+    import io, numpy as np, pyarrow as pa, pyarrow.parquet as parquet
+    from PIL import Image
+    (tmp_path/"words").mkdir(); rng = np.random.default_rng(0)
+    def png(k): Image.fromarray((rng.integers(0, 60, (16, 16, 3)) + 90 * k).astype("uint8")).save(whole := io.BytesIO(), "PNG"); return {"bytes": whole.getvalue(), "path": None}
+    for folder, classes in ("words", ["ant", "bee", "cat"]), ("numbers", [0, 1, 2]):
+        (tmp_path/folder).mkdir(exist_ok=True)
+        for split, kinds, n in ("train", (0, 1, 2), 60), ("test", (1, 2), 10):
+            parquet.write_table(pa.table({"image": [png(k) for k in kinds for _ in range(n)], "label": [classes[k] for k in kinds for _ in range(n)]}), tmp_path/folder/f"{split}-00000-of-00001.parquet")
+        code, out, err = advlook("train", folder, "--arch", "resnet8", "--epochs", 4, "--batch-size", 32, "--learning-rate", 0.05, "--objective", "std", "--probe", 0, "--out", "run-" + folder)
+        assert code == 0 and json.loads((tmp_path/("run-" + folder)/"manifest.json").read_text())["metrics"]["test_accuracy"] > 0.9, out + err
+    code, out, err = advlook("train", "words", "--stream", "--size", 16, "--out", "r")
+    assert code == 2 and "ClassLabel" in err, err
 
 
 def test_until(advlook, photos, tmp_path):  # noqa: F811

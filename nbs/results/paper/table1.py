@@ -58,6 +58,7 @@ def main():
     settings = dict(attack=f"PGD-{args.steps}, l_inf, one random start, crafted fast, judged in float32", n=args.n, seed=args.seed, radii=list(RADII))
     known = json.loads(about.read_text()) if about.exists() else {}
     done = list(csv.DictReader(file.open())) if file.exists() and all(known.get(k) == v for k, v in settings.items()) else []   # other settings: all anew
+    if not done: file.unlink(missing_ok=True)   # before they could seem to be of these settings
     about.write_text(json.dumps(dict(command=f"python nbs/results/paper/table1.py --n {args.n}", date=time.strftime("%Y-%m-%d")) | settings | dict(versions=versions()), indent=1) + "\n")
     for name, runs in bundled_runs().items():
         if name not in bundled(): continue   # no pair
