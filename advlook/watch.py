@@ -149,7 +149,7 @@ def plot_history(
     import pandas as pd
     rows = pd.DataFrame(rows)
     figure, axis = plt.subplots(figsize=(6.2, 2.8), layout="constrained")
-    names = {"train_accuracy": "as trained on", "test_accuracy": "test", "probe_accuracy": "held out", "probe_step_accuracy": "held out, under the step (batch statistics)", "probe_robust_accuracy": "held out, under PGD"}
+    names = {"train_accuracy": "as trained on", "test_accuracy": "test", "probe_accuracy": "held out", "probe_step_accuracy": "held out, under the step\n(batch statistics)", "probe_robust_accuracy": "held out, under PGD"}
     for i, (column, label) in enumerate(names.items()):
         if column in rows: axis.plot(rows.epoch, rows[column], marker=".", color=f"C{i}", label=label)
     for epoch in rows.epoch[rows.get("note", pd.Series(dtype=object)).notna()] if "note" in rows else (): axis.axvline(epoch, color="0.4", linewidth=0.8, linestyle="--")
