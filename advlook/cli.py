@@ -200,7 +200,7 @@ def train(
     goal = make_objective(objective, number(eps), steps, label_smoothing, crafting)
     images, held, test = _streamed(data, size, probe, augment, least, jitter) if stream else _loaded(data, size, probe, seed)
     probe = len(held) if held else 0
-    test = _numbered(test, list(images.names))
+    test = _renumbered(test, list(images.names))
     entry, first = CATALOG.get(data, {}), is_first_process()
     model = create_model(arch, len(images.names), seed, test.x.shape[-1], entry.get("mean"), entry.get("std"))
     if first and not (out / "checkpoint.pt").exists(): save_model(model, out / "initial.safetensors", images.names)
@@ -235,7 +235,7 @@ def _class_names(images) -> list[str]:
     return list(images.names or map(str, range(int(images.y.max()) + 1)))
 
 
-def _numbered(images, names: list[str]) -> "Images":
+def _renumbered(images, names: list[str]) -> "Images":
     "The same images, their classes numbered as in `names`; splits without a common list each have their own. ValueError for a class that isn't there"
     from dataclasses import replace
     import torch

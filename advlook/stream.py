@@ -10,7 +10,7 @@ import json
 import math
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
 from itertools import islice
@@ -174,23 +174,21 @@ class Stream:
         "The photos held out, not augmented"
         read = {group: self.groups[group].read() for group in self.apart}
         files, labels = zip(*(read[group][r] for group, chosen in self.apart.items() for r in chosen))
-        pixels, labels = self._decoded(files, labels, [None] * len(files))
-        return Images(torch.from_numpy(pixels), labels, list(self.names))
+        return Images(*self._decoded(files, labels, [None] * len(files)), list(self.names))
 
-    def _decoded(self, files: list, labels: list, seeds: list, map: Callable = map) -> tuple[np.ndarray, Tensor]:
+    def _decoded(self, files: Sequence, labels: Sequence, seeds: Sequence, each: Callable = map) -> tuple[Tensor, Tensor]:
         "Pixels and labels; for a photo that can't be read, those of the next one that can. ValueError if none can"
-        def attempt(file, seed):
-            try: return self._pixels(file, seed)
-            except ValueError as error: return error
-        got = list(map(attempt, files, seeds))
+        got = list(each(self._pixels, files, seeds))
         good = [i for i, some in enumerate(got) if not isinstance(some, ValueError)]
         if not good: raise got[0]
         if len(good) < len(got): print(f"{next(g for g in got if isinstance(g, ValueError))}; the next photo stands in for it")
-        take = [min((j for j in good if j >= i), default=good[0]) for i in range(len(got))]
-        return np.stack([got[j] for j in take]), torch.tensor([labels[j] for j in take])
+        take = [good[k] for k in np.searchsorted(good, np.arange(len(got))) % len(good)]
+        return torch.from_numpy(np.stack([got[i] for i in take])), torch.tensor([labels[i] for i in take])
 
-    def _pixels(self, file: bytes | str, seed: int | None) -> np.ndarray:
-        photo = open_photo(file, self.size)
+    def _pixels(self, file: bytes | str, seed: int | None) -> np.ndarray | ValueError:
+        "Pixels, or why there are none"
+        try: photo = open_photo(file, self.size)
+        except ValueError as error: return error
         return decode(photo, self.size) if seed is None else random_crop(photo, self.size, seed, self.least, self.jitter)
 
     def _lane(self, lane: int, seed: tuple[int, ...], start: int) -> Iterator[tuple]:
@@ -218,8 +216,7 @@ class Stream:
                 for done in range(0, left, share):
                     files, labels, numbers = zip(*(row for feed in feeds for row in islice(feed, share)))
                     mine = seeds[np.array(numbers)]
-                    pixels, labels = self._decoded(files, labels, mine if self.augment else [None] * len(files), pool.map)
-                    yield torch.from_numpy(pixels), labels, mine, min(share, left - done) * self.lanes
+                    yield *self._decoded(files, labels, mine if self.augment else [None] * len(files), pool.map), mine, min(share, left - done) * self.lanes
         return ahead(made())
 
 # %% ../nbs/23_stream.ipynb #e6144899

@@ -1,9 +1,10 @@
 "Training in processes of its own: two that act as one, kill -9 at any moment, the command line"
-import json, os, random, shutil, signal, socket, subprocess, sys, time
+import io, json, os, random, shutil, signal, socket, subprocess, sys, time
 
 import psutil
 import pytest
 import torch
+from PIL import Image
 
 from test_cli import advlook, photos  # noqa: F401 (fixtures)
 from test_house import ROOT
@@ -158,16 +159,20 @@ def test_train_and_evaluate(advlook, photos, tmp_path):  # noqa: F811
     assert code == 0 and "over 20 images" in out and json.loads((tmp_path/"run"/"manifest.json").read_text())["evaluated"] == before, out + err
 
 
+def png(pixels) -> dict:
+    "A picture as `datasets` keeps it"
+    Image.fromarray(pixels.astype("uint8")).save(whole := io.BytesIO(), "PNG")
+    return {"bytes": whole.getvalue(), "path": None}
+
+
 def test_labels_that_are_words(advlook, tmp_path):
     "Each split numbers its own words; a test split without one of the classes means the same ones all the same"
-    import io, numpy as np, pyarrow as pa, pyarrow.parquet as parquet
-    from PIL import Image
-    (tmp_path/"words").mkdir(); rng = np.random.default_rng(0)
-    def png(k): Image.fromarray((rng.integers(0, 60, (16, 16, 3)) + 90 * k).astype("uint8")).save(whole := io.BytesIO(), "PNG"); return {"bytes": whole.getvalue(), "path": None}
+    import numpy as np, pyarrow as pa, pyarrow.parquet as parquet
+    rng = np.random.default_rng(0)
     for folder, classes in ("words", ["ant", "bee", "cat"]), ("numbers", [0, 1, 2]):
-        (tmp_path/folder).mkdir(exist_ok=True)
+        (tmp_path/folder).mkdir()
         for split, kinds, n in ("train", (0, 1, 2), 60), ("test", (1, 2), 10):
-            parquet.write_table(pa.table({"image": [png(k) for k in kinds for _ in range(n)], "label": [classes[k] for k in kinds for _ in range(n)]}), tmp_path/folder/f"{split}-00000-of-00001.parquet")
+            parquet.write_table(pa.table({"image": [png(rng.integers(0, 60, (16, 16, 3)) + 90 * k) for k in kinds for _ in range(n)], "label": [classes[k] for k in kinds for _ in range(n)]}), tmp_path/folder/f"{split}-00000-of-00001.parquet")
         code, out, err = advlook("train", folder, "--arch", "resnet8", "--epochs", 4, "--batch-size", 32, "--learning-rate", 0.05, "--objective", "std", "--probe", 0, "--out", "run-" + folder)
         assert code == 0 and json.loads((tmp_path/("run-" + folder)/"manifest.json").read_text())["metrics"]["test_accuracy"] > 0.9, out + err
     code, out, err = advlook("train", "words", "--stream", "--size", 16, "--out", "r")
@@ -196,17 +201,15 @@ def test_wrong_words(words, said, advlook, photos):  # noqa: F811
 
 def test_stream_from_the_command_line(advlook, tmp_path):
     "A folder of parquet files, read as it goes; a size of its own; two processes"
-    import io, json as words
+    import json as words
     import pyarrow as pa, pyarrow.parquet as parquet
-    from PIL import Image
     from advlook.scales import made_images
     info = {"info": {"features": {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": list("abcdefgh")}}}}
     schema = pa.schema({"image": pa.struct({"bytes": pa.binary(), "path": pa.string()}), "label": pa.int64()}, {"huggingface": words.dumps(info)})
     (tmp_path/"made").mkdir()
     for split, n in ("train", 640), ("test", 80):
         images = made_images("shapes-textures", split, n, size=32)
-        def png(x): Image.fromarray(x.permute(1, 2, 0).numpy()).save(whole := io.BytesIO(), "PNG"); return {"bytes": whole.getvalue(), "path": None}
-        parquet.write_table(pa.table({"image": [png(x) for x in images.x], "label": images.y.tolist()}, schema), tmp_path/"made"/f"{split}-00000-of-00001.parquet", row_group_size=40)
+        parquet.write_table(pa.table({"image": [png(x.permute(1, 2, 0).numpy()) for x in images.x], "label": images.y.tolist()}, schema), tmp_path/"made"/f"{split}-00000-of-00001.parquet", row_group_size=40)
     command = ["train", "made", "--stream", "--size", 16, "--arch", "resnet8", "--epochs", 2, "--batch-size", 64, "--learning-rate", 0.05, "--probe", 80, "--threads", 1]
     code, out, err = advlook(*command, "--out", "one")
     assert code == 0, err
