@@ -37,12 +37,14 @@ def lane_windows(
     start: int = 0,  # photos of the lane that have been handed out
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:  # of each photo its group, and its place within
     "The order in which a lane hands out photos, a window at a time"
-    order = np.random.default_rng((*seed, 2)).permutation(len(sizes))
+    rng = np.random.default_rng((*seed, 2))
+    order = rng.permutation(len(sizes))
     ends = np.cumsum(sizes[order])
-    each = int(ends[-1]) // lanes
+    each, shift = int(ends[-1]) // lanes, rng.integers(ends[-1]) if len(sizes) == 1 else 0   # or a single group would always leave out the same ones
     for number in range(start // window, math.ceil(each / window)):
         places = lane * each + np.arange(number * window, min((number + 1) * window, each))
         places = np.random.default_rng((*seed, 3, lane, number)).permutation(places)[max(0, start - number * window):]
+        places = (places + shift) % ends[-1]
         at = np.searchsorted(ends, places, "right")
         yield order[at], places - (ends - sizes[order])[at]
 
