@@ -3,7 +3,7 @@
     bash nbs/bench/peers.sh && nbs/bench/.peers/bin/python nbs/bench/training.py
 
 A ResNet-20 on CIFAR-10, one thread: our `fit`, a loop as one writes it by hand, and the steps of robustness and MAIR, in turn, in both
-precisions where there are units for both. Then the data pipeline alone; then two processes beside one. A second call goes on where the
+precisions where there are units for both. The peers craft in evaluation mode, so `fit` does that too, once more. Then the data pipeline alone; then two processes beside one. A second call goes on where the
 first was killed.
 """
 import argparse, json, os, socket, subprocess, sys, tempfile, time, warnings
@@ -26,9 +26,9 @@ USED = ["core", "attacks", "balls", "train", "objectives"]
 COLUMNS = ["part", "contender", "objective", "precision", "block", "n", "seconds", "cpu"]
 
 
-def ours(images, objective, precision):
+def ours(images, objective, precision, crafting=None):
     "`fit` itself, without test images"
-    fit(create_model("resnet20", 10, 0), images, None, make_objective(objective, EPS), epochs=1, batch_size=BATCH, learning_rate=0.05, device="cpu", precision=precision)
+    fit(create_model("resnet20", 10, 0), images, None, make_objective(objective, EPS, crafting=crafting), epochs=1, batch_size=BATCH, learning_rate=0.05, device="cpu", precision=precision)
 
 
 def loop(images, step, precision):
@@ -79,12 +79,12 @@ def by_mair(model, x, y, attack):
 def contenders():
     "Each trains on all images once: (images, objective, precision)"
     steps = {"by hand": by_hand, "robustness": by_robustness, "MAIR": by_mair}
-    return {"fit": ours} | {name: lambda images, objective, precision, step=step: loop(images, partial(step, attack=objective), precision) for name, step in steps.items()}
+    return {"fit": ours, "fit (eval)": partial(ours, crafting="eval")} | {name: lambda images, objective, precision, step=step: loop(images, partial(step, attack=objective), precision) for name, step in steps.items()}
 
 
 def run_epochs(rows, args):
     images, known = load_images("cifar10", "train", n=args.images, seed=args.seed), contenders()
-    todo = [(who, objective, precision) for precision in {"no": 0, fast_precision(): 0} for objective in ("std", "fgsm", "fast") for who in known]
+    todo = [(who, objective, precision) for precision in {"no": 0, fast_precision(): 0} for objective in ("std", "fgsm", "fast") for who in known if (who, objective) != ("fit (eval)", "std")]
     for block in range(args.blocks):
         turn = block * 5 % len(todo)
         for who, objective, precision in todo[turn:] + todo[:turn]:
