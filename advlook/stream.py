@@ -40,7 +40,7 @@ def lane_windows(
     rng = np.random.default_rng((*seed, 2))
     order = rng.permutation(len(sizes))
     ends = np.cumsum(sizes[order])
-    each, shift = int(ends[-1]) // lanes, rng.integers(ends[-1]) if len(sizes) == 1 else 0   # or a single group would always leave out the same ones
+    each, shift = int(ends[-1]) // lanes, rng.integers(ends[-1]) if len(sizes) == 1 else 0   # of several groups another one comes last in each epoch; a single one would always leave out the same photos
     for number in range(start // window, math.ceil(each / window)):
         places = lane * each + np.arange(number * window, min((number + 1) * window, each))
         places = np.random.default_rng((*seed, 3, lane, number)).permutation(places)[max(0, start - number * window):]

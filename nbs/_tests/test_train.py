@@ -201,11 +201,10 @@ def test_wrong_words(words, said, advlook, photos):  # noqa: F811
 
 def test_stream_from_the_command_line(advlook, tmp_path):
     "A folder of parquet files, read as it goes; a size of its own; two processes"
-    import json as words
     import pyarrow as pa, pyarrow.parquet as parquet
     from advlook.scales import made_images
     info = {"info": {"features": {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": list("abcdefgh")}}}}
-    schema = pa.schema({"image": pa.struct({"bytes": pa.binary(), "path": pa.string()}), "label": pa.int64()}, {"huggingface": words.dumps(info)})
+    schema = pa.schema({"image": pa.struct({"bytes": pa.binary(), "path": pa.string()}), "label": pa.int64()}, {"huggingface": json.dumps(info)})
     (tmp_path/"made").mkdir()
     for split, n in ("train", 640), ("test", 80):
         images = made_images("shapes-textures", split, n, size=32)

@@ -3,8 +3,8 @@
     bash nbs/bench/peers.sh && nbs/bench/.peers/bin/python nbs/bench/training.py
 
 A ResNet-20 on CIFAR-10, one thread: our `fit`, a loop as one writes it by hand, and the steps of robustness and MAIR, in turn, in both
-precisions where there are units for both. The peers craft in evaluation mode, so `fit` does that too, once more. Then the data pipeline alone; then two processes beside one. A second call goes on where the
-first was killed.
+precisions where there are units for both. The peers craft in evaluation mode, so `fit` does that too, once more. Then the data pipeline
+alone; then two processes beside one. A second call goes on where the first was killed.
 """
 import argparse, json, os, socket, subprocess, sys, tempfile, time, warnings
 from functools import partial

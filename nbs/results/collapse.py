@@ -10,10 +10,18 @@ from pathlib import Path
 
 import pandas as pd
 
+from advlook.core import atomic
 from advlook.report import versions
+from advlook.watch import write_csv
 
 HERE = Path(__file__).parent
 OPTIONS = "--arch resnet20 --eps {eps}/255 --epochs 8 --batch-size 256 --learning-rate 0.2 --schedule one-cycle --probe 500 --seed 0"
+
+
+def keep(name: str, rows: pd.DataFrame, **about) -> None:
+    "A run's log, and how it came to be, beside this file; only the seconds are another machine's"
+    write_csv(rows.drop(columns="seconds").round(4), HERE / f"{name}.csv")
+    with atomic(HERE / f"{name}.json") as part: part.write_text(json.dumps(about | dict(date=time.strftime("%Y-%m-%d"), versions=versions()), indent=1) + "\n")
 
 
 def main():
@@ -28,8 +36,7 @@ def main():
     for objective in args.objectives:
         subprocess.run([sys.executable, "-m", "advlook.cli", "train", "cifar10", "--objective", objective, *options.split(), "--on-collapse", args.on_collapse, "--threads", str(args.threads), "--out", str(args.runs / objective)], check=True)
         rows.append(pd.read_csv(args.runs / objective / "log.csv").assign(objective=objective))
-    pd.concat(rows).drop(columns="seconds").round(4).to_csv(HERE / "collapse.csv", index=False)
-    (HERE / "collapse.json").write_text(json.dumps(dict(command=f"advlook train cifar10 --objective {' | '.join(args.objectives)} {options} --on-collapse {shlex.quote(args.on_collapse)}", date=time.strftime("%Y-%m-%d"), versions=versions()), indent=1) + "\n")
+    keep("collapse", pd.concat(rows), command=f"advlook train cifar10 --objective {' | '.join(args.objectives)} {options} --on-collapse {shlex.quote(args.on_collapse)}")
 
 
 if __name__ == "__main__": main()

@@ -5,7 +5,7 @@
 PGD with two steps at the radius at which the model was trained, without crops and flips. The probe takes test images, as the model has seen
 all others. A second call goes on where the first was killed.
 """
-import argparse, json, time
+import argparse
 from functools import partial
 from pathlib import Path
 
@@ -14,32 +14,27 @@ import torch
 from advlook.balls import Linf
 from advlook.data import load_images
 from advlook.objectives import make_objective
-from advlook.report import versions
 from advlook.train import fit
 from advlook.watch import hold_out, print_row, watch
-from advlook.zoo import bundled_folder, load_checkpoint
+from advlook.zoo import open_model
+from collapse import keep
 
-HERE = Path(__file__).parent
+HOW = dict(epochs=16, batch_size=128, learning_rate=0.05, augment=False, seed=0)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--start", default="cifar10/adv-0", help="a bundled model")
+    parser.add_argument("--start", default="bundled:cifar10/adv-0", help="a model of 10 classes of CIFAR-10")
     parser.add_argument("--eps", type=int, default=4, help="in 255ths")
     parser.add_argument("--n", type=int, default=2000, help="photos to learn from")
     parser.add_argument("--probe", type=int, default=1000, help="test images")
-    parser.add_argument("--epochs", type=int, default=16)
     parser.add_argument("--runs", type=Path, default=Path("runs") / "overfit", help="where it is while it trains")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     few, probe = (hold_out(load_images("cifar10", split), n)[1] for split, n in (("train", args.n), ("test", args.probe)))
-    model = load_checkpoint(bundled_folder(*args.start.split("/")) / "model.safetensors")
-    history = fit(model, few, None, make_objective("pgd", args.eps / 255, steps=2), epochs=args.epochs, batch_size=128, learning_rate=0.05, augment=False, out=args.runs, log=print_row,
-                  watch=partial(watch, images=probe, ball=Linf(args.eps / 255), on_collapse="go on"))
-    history.drop(columns="seconds").round(4).to_csv(HERE / "overfit.csv", index=False)
-    about = dict(vars(args), runs=str(args.runs), command="python nbs/results/overfit.py", date=time.strftime("%Y-%m-%d"), versions=versions(), seed=0, learning_rate=0.05, batch_size=128)
-    (HERE / "overfit.json").write_text(json.dumps({k: v for k, v in about.items() if k != "runs"}, indent=1) + "\n")
+    rows = fit(open_model(args.start), few, None, make_objective("pgd", args.eps / 255, steps=2), out=args.runs, log=print_row, watch=partial(watch, images=probe, ball=Linf(args.eps / 255), on_collapse="go on"), **HOW)
+    keep("overfit", rows, command=f"python nbs/results/overfit.py --start {args.start} --eps {args.eps} --n {args.n} --probe {args.probe}", start=args.start, eps=args.eps, n=args.n, probe=args.probe, **HOW)
 
 
 if __name__ == "__main__": main()
