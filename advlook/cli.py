@@ -173,7 +173,7 @@ def train(
     on_collapse: Annotated[str, typer.Option(help="When it overfits to the training step: stop, best (back to the best probe) or 'go on'")] = "stop",
     patience: Annotated[Optional[int], typer.Option(min=1, help="End after so many epochs without a better probe, with the best weights")] = None,
     until: Annotated[Optional[float], typer.Option(min=0, max=1, help="End when so many of the held-out images are right: 0.77")] = None,
-    save_every: Annotated[Optional[int], typer.Option(min=1, help="Steps between checkpoints; default: one an epoch")] = None,
+    save_every: Annotated[Optional[int], typer.Option(min=1, help="Steps between checkpoints; default: five minutes, and one an epoch")] = None,
     seed: int = 0,
     precision: Annotated[Optional[str], typer.Option(help="no or bf16; default: what the device is fast in")] = None,
     tensorboard: Annotated[bool, typer.Option(help="Also write curves for TensorBoard")] = False,
@@ -320,12 +320,11 @@ def evaluate(
 ) -> None:
     "Accuracy, robust accuracy and defense rate of a model"
     import torch
-    from advlook.core import describe
-    from advlook.data import load_images
-    from advlook.robustness import survives
     from advlook.autoattack import autoattack_table
     from advlook.classes import align_classes
-    from advlook.core import predict
+    from advlook.core import describe, device_of, predict, to_float
+    from advlook.robustness import survives
+    from advlook.standin import standin
     if norm not in _balls(): raise ValueError(f"--norm is one of {', '.join(_balls())}, but it is {norm!r}")
     ball = _balls()[norm](number(eps))
     known = _attacks(ball, steps, restarts, version)
@@ -340,11 +339,12 @@ def evaluate(
     nets, images, notes = align_classes({"model": net}, images, classes)
     net = nets["model"].to(choose_device(device))
     right = predict(net, images.x, batch_size) == images.y
+    half = fast and attack != "fgsm" and standin(net, to_float(images.x[:2].to(device_of(net))), fast).half   # a single step is never cut short, nor is bfloat16 in every processor
     if attack == "autoattack":
         table, stands = autoattack_table(net, images, ball, version, seed, state, fast, batch_size)
         print(table.to_string(index=False, float_format="{:.4f}".format))
     else: stands = survives(net, images, known[attack], ball, batch_size, seed, fast)
-    result = dict(attack=describe(known[attack]) + (", crafted in bfloat16" if fast else ""), images=len(images), seed=seed, accuracy=_share(right), robust_accuracy=_share(stands), defense_rate=_share(stands[right]))
+    result = dict(attack=describe(known[attack]) + (", crafted in bfloat16" if half else ""), images=len(images), seed=seed, accuracy=_share(right), robust_accuracy=_share(stands), defense_rate=_share(stands[right]))
     print(images.note, *notes, *(f"{k.replace('_', ' ')} {v}" for k, v in result.items()), sep="\n")
     if told: _remember(Path(model) / "manifest.json", told, f"{attack} {norm} {eps}" + ("" if data == told["data"]["name"] else f" on {Path(data).name}"), result)
 

@@ -168,8 +168,8 @@ def pick(
 
 # %% ../nbs/00_core.ipynb #1b6b2e87
 def progress(it: Iterable, description: str = "", total: int | None = None) -> Iterable:
-    "A progress bar for what takes over a second; it vanishes when done and is not drawn into files"
-    return tqdm(it, desc=description, total=total, leave=False, disable=None, delay=1)
+    "A progress bar for what takes over a second; it vanishes when done, is not drawn into files, nor where TQDM_DISABLE is set"
+    return tqdm(it, desc=description, total=total, leave=False, disable=bool(os.environ.get("TQDM_DISABLE")) or None, delay=1)
 
 
 def takes(function: Callable, name: str) -> bool:

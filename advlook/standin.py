@@ -74,7 +74,7 @@ class Exact(nn.Module):
 def computes_bfloat16(device: torch.device) -> bool:
     "Does the processor compute in bfloat16, rather than imitate it?"
     if device.type == "cuda": return torch.cuda.is_bf16_supported(including_emulation=False)
-    has = getattr(torch.cpu, "get_capabilities", dict)()
+    has = getattr(torch.cpu, "get_capabilities", dict)() if torch.backends.mkldnn.is_available() else {}   # without oneDNN (a Mac) convolutions only imitate it
     return device.type == "cpu" and bool(has.get("avx512_bf16") or has.get("amx_bf16") or has.get("bf16"))
 
 # %% ../nbs/09_standin.ipynb #ff793fe7

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from .core import Images, PerImage, atomic, call, check_images, describe, image_seeds, logits, predict, progress, takes, to_float
 from .data import content_hash
+from .standin import computes_bfloat16
 
 if TYPE_CHECKING: import pandas as pd
 
@@ -81,9 +82,7 @@ def make_schedule(
 # %% ../nbs/20_train.ipynb #646fe76d
 def fast_precision(device: str = "cpu") -> str:
     '"bf16" where the device computes with it in hardware, else "no"'
-    if device.startswith("cuda"): return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
-    has = getattr(torch.cpu, "get_capabilities", dict)()
-    return "bf16" if has.get("avx512_bf16") or has.get("amx_bf16") else "no"
+    return "bf16" if computes_bfloat16(torch.device(device)) else "no"
 
 # %% ../nbs/20_train.ipynb #f5a827f1
 def batch_count(
@@ -226,7 +225,7 @@ def fit(
     accumulate: int = 1,  # pieces into which each process cuts its share of a batch
     ema: float | None = None,  # the model ends as a running mean of its weights, of this decay (0.999)
     watch: Callable[[nn.Module, list[dict]], dict] | None = None,  # (model, rows) -> what joins the last row; gets the objective too, if it takes one
-    save_every: int | None = None,  # steps between checkpoints; None: one an epoch
+    save_every: int | None = None,  # steps between checkpoints; None: five minutes. One an epoch there is always
 ) -> "pd.DataFrame":  # a row an epoch: loss, train_accuracy, test_accuracy, learning_rate, seconds, and what `watch` adds
     "Train with SGD. ValueError: no labels, images outside [0,1], unknown schedule, precision or device, a checkpoint of another model or other settings or none that is whole, a loss or gradient that is no number"
     import pandas as pd
@@ -261,17 +260,20 @@ def fit(
     return pd.DataFrame(run.history)
 
 
+_SAVE_SECONDS = 300   # what a kill costs at most where nobody said after how many steps to save
+
+
 def _epoch(run: Run, feed: Iterator, seed: tuple[int, int], plan: SimpleNamespace) -> None:
     "What is left of an epoch"
     run.model.train()
-    start = time.perf_counter()
+    start = saved = time.perf_counter()
     for x, y, seeds, whole in (bar := progress(islice(feed, plan.steps - run.step), f"epoch {seed[1] + 1} of {plan.epochs}", plan.steps - run.step)):
         sums, stop = _step(run, x, y, seeds, whole, seed, plan)
         now = time.perf_counter()
         run.sums, run.step, run.seconds, start = run.sums + sums, run.step + 1, run.seconds + now - start, now
         if run.step % 10 == 0 and hasattr(bar, "set_postfix_str"): bar.set_postfix_str(f"loss {run.sums[1] / run.sums[0]:.3f}, accuracy {run.sums[2] / run.sums[0]:.1%}")
         if stop: plan.save(); raise KeyboardInterrupt
-        if plan.save_every and run.step % plan.save_every == 0: plan.save()
+        if run.step % plan.save_every == 0 if plan.save_every else now - saved > _SAVE_SECONDS: plan.save(); saved = now
 
 
 def _step(run, x, y, seeds, whole, seed, plan) -> tuple[Tensor, bool]:
