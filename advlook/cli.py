@@ -196,7 +196,7 @@ def train(
     if until and probe == 0: raise ValueError("--until looks at held-out images, and --probe 0 holds out none")
     if on_collapse not in ("stop", "best", "go on"): raise ValueError(f"--on-collapse is stop, best or 'go on', but it is {on_collapse!r}")
     if threads: torch.set_num_threads(threads)
-    if device: choose_device(device)
+    if device and "RANK" not in os.environ: choose_device(device)   # among several processes accelerate hands out the GPUs, and the first is not everybody's
     goal = make_objective(objective, number(eps), steps, label_smoothing, crafting)
     images, held, test = _streamed(data, size, probe, augment, least, jitter) if stream else _loaded(data, size, probe, seed)
     probe = len(held) if held else 0
@@ -215,7 +215,7 @@ def train(
     said = dict(arch=arch, objective=objective, eps=eps, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, schedule=schedule, seed=seed, probe=probe)
     usual = dict(size=None, least=0.25, jitter=0.0, steps=10, crafting=None, label_smoothing=0.0, accumulate=1, momentum=0.9, weight_decay=5e-4, ema=None, on_collapse="stop", patience=None, until=None, precision=None)
     chosen = dict(size=size, least=least, jitter=jitter, steps=steps, crafting=crafting, label_smoothing=label_smoothing, accumulate=accumulate, momentum=momentum, weight_decay=weight_decay, ema=ema, on_collapse=on_collapse, patience=patience, until=until, precision=precision)
-    _write_manifest(out, data, images, test, said | {k: v for k, v in chosen.items() if v != usual[k]}, augment, history, digest, radius, precision or fast_precision(device or ("cuda" if torch.cuda.is_available() else "cpu")))
+    _write_manifest(out, data, images, test, said | {k: v for k, v in chosen.items() if v != usual[k]}, augment, history, digest, radius, precision or fast_precision(choose_device(device)), device)
 
 
 def _loaded(data: str, size: int | None, probe: int | None, seed: int) -> tuple:
@@ -260,7 +260,7 @@ def is_first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def _write_manifest(out, data, images, test, options, augment, history, digest, radius, precision) -> None:
+def _write_manifest(out, data, images, test, options, augment, history, digest, radius, precision, device) -> None:
     "How the model came to be, and what the saved weights score on the test images"
     from functools import partial
     import torch
@@ -272,11 +272,11 @@ def _write_manifest(out, data, images, test, options, augment, history, digest, 
     from advlook.zoo import load_checkpoint
     before = json.loads((out / "manifest.json").read_text()) if (out / "manifest.json").exists() else {}
     if before.get("sha256") == digest: return   # it was finished before: that command made it, perhaps with other options of what to watch
-    model, ball, streamed = load_checkpoint(out / "model.safetensors"), Linf(number(radius)), not hasattr(images, "x")
+    model, ball, streamed = load_checkpoint(out / "model.safetensors").to(choose_device(device)), Linf(number(radius)), not hasattr(images, "x")
     metrics = dict(test_accuracy=accuracy(model, test), test_robust_accuracy=robust_accuracy(model, test, partial(pgd, ball=ball, steps=10), ball))
     told = dict(command=" ".join(["advlook train", Path(data).name, *(f"--{k.replace('_', '-')} {shlex.quote(str(v))}" for k, v in options.items()), *([] if augment else ["--no-augment"]), *(["--stream"] if streamed else []), f"--out {out.name}"]),
                 data=dict(name=Path(data).name, train=len(images), test=len(test), **({"stream": repr(images)} if streamed else {"sha256": content_hash(images)}), test_sha256=content_hash(test)),
-                **options | dict(augment=augment, precision=precision), threads=torch.get_num_threads(), versions=versions(), attack=f"PGD-10, l_inf, eps {radius}",
+                **options | dict(augment=augment, precision=precision), processes=int(os.environ.get("WORLD_SIZE", 1)), threads=torch.get_num_threads(), versions=versions(), attack=f"PGD-10, l_inf, eps {radius}",
                 metrics={k: round(v, 4) for k, v in metrics.items()}, sha256=digest, initial_sha256=hashlib.sha256((out / "initial.safetensors").read_bytes()).hexdigest(), history=[{k: v for k, v in row.items() if v == v} for row in history.round(4).to_dict("records")])
     _write_json(out / "manifest.json", told)
     print("  ".join(f"{k} {v:.4f}" for k, v in metrics.items()))
@@ -339,7 +339,9 @@ def evaluate(
     nets, images, notes = align_classes({"model": net}, images, classes)
     net = nets["model"].to(choose_device(device))
     right = predict(net, images.x, batch_size) == images.y
-    half = fast and attack != "fgsm" and standin(net, to_float(images.x[:2].to(device_of(net))), fast).half   # a single step is never cut short, nor is bfloat16 in every processor
+    on = standin(net, to_float(images.x[:2].to(device_of(net))), fast)
+    half = on.half and attack != "fgsm"   # whose single step is taken on the model itself
+    if fast and not half: notes = [*notes, f"--fast changed nothing: {'fgsm is fast' if attack == 'fgsm' else on.note}"]
     if attack == "autoattack":
         table, stands = autoattack_table(net, images, ball, version, seed, state, fast, batch_size)
         print(table.to_string(index=False, float_format="{:.4f}".format))

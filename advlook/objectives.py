@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['noise_loss', 'crafted', 'adversarial_loss', 'divergence', 'pgd_by_divergence', 'trades', 'mart', 'training_attack',
-           'buffers_kept', 'awp', 'gradalign', 'make_objective']
+           'training_setting', 'buffers_kept', 'awp', 'gradalign', 'make_objective']
 
 # %% ../nbs/21_objectives.ipynb #99b215c0
 import inspect
@@ -45,7 +45,9 @@ def crafted(
 ) -> Tensor:  # [N,C,H,W], without history
     "The attacked images that an objective trains on. ValueError for another mode"
     if crafting not in ("train", "eval"): raise ValueError(f"batch normalization is in mode \"train\" or \"eval\" while an attack crafts, but it is {crafting!r}")
-    with frozen(model) if crafting == "eval" else nullcontext(): return call(attack, model, x, y, generator).detach()
+    with frozen(model) if crafting == "eval" else nullcontext(): x_adv = call(attack, model, x, y, generator).detach()
+    torch.clear_autocast_cache()   # of weights that an attack rounded without history, and that older versions of torch would take for the loss
+    return x_adv
 
 
 def adversarial_loss(
@@ -143,9 +145,17 @@ def training_attack(
     objective: Callable,  # perhaps around another one
 ) -> Callable | None:  # None: it has none
     "The attack within an objective"
+    return training_setting(objective, "attack")
+
+
+def training_setting(
+    objective: Callable,  # perhaps around another one
+    name: str,  # "attack", "crafting"
+) -> Callable | str | None:  # None: it has none
+    "What an objective's argument is"
     known = inspect.signature(objective).parameters
-    if "attack" in known: return known["attack"].default
-    return training_attack(known["objective"].default) if "objective" in known else None
+    if name in known: return known[name].default
+    return training_setting(known["objective"].default, name) if "objective" in known else None
 
 
 def _with_attack(objective: Callable, attack: Callable) -> Callable:

@@ -87,14 +87,20 @@ def standin(
     "A copy of the model that computes the same, faster; attacks craft on it, the model itself judges"
     if isinstance(model, StandIn): return model
     x = x[:2]
-    with frozen(model), torch.no_grad(): before, again = logits(model, x), logits(model, x)
+    with frozen(model), torch.no_grad(), _whole_float32(): before, again = logits(model, x), logits(model, x)
     if not torch.equal(before, again): return StandIn(model, model, False, False, "the model itself, because it answers the same image differently")
-    with frozen(model): body, done, order = _folded(model, x, before)
+    with frozen(model), _whole_float32(): body, done, order = _folded(model, x, before)
     half = fast and body is not model and x.dtype == torch.float32 and computes_bfloat16(x.device)
     if half and order: body.set_submodule(order[0], Exact(body.get_submodule(order[0])))
     if fast: done.append("bfloat16 after the first layer" if half else "float32, because the processor does not compute in bfloat16")
     if compile: body = torch.compile(body, dynamic=True); done.append("compiled")
     return StandIn(body, model, half, body is not model, ", ".join(done))
+
+
+def _whole_float32():
+    "cuDNN without TF32, whose 10 bits would hide whether two networks compute the same"
+    cudnn = torch.backends.cudnn
+    return cudnn.flags(enabled=cudnn.enabled, benchmark=cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False)
 
 
 def _folded(model, x, before) -> tuple[nn.Module, list[str], list[str]]:

@@ -28,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .core import Images, PerImage, atomic, call, check_images, describe, image_seeds, logits, predict, progress, takes, to_float
+from .core import Images, PerImage, atomic, call, check_classes, check_images, check_labels, describe, frozen, image_seeds, logits, predict, progress, takes, to_float
 from .data import content_hash
 from .standin import computes_bfloat16
 
@@ -90,9 +90,9 @@ def batch_count(
     batch_size: int,  # over all processes
     processes: int = 1,
 ) -> int:
-    "Batches of an epoch, without a last one of fewer images than processes, or of a single one, of which batch normalization can make nothing"
+    "Batches of an epoch, without a last one that leaves a process fewer than two images, of which batch normalization can make nothing"
     full, rest = divmod(n, batch_size)
-    return max(1, full + (rest >= max(2, processes)))
+    return max(1, full + (rest >= 2 * processes))
 
 
 def batches(
@@ -232,9 +232,10 @@ def fit(
     if any(isinstance(some, Images) and some.y is None for some in (train, test)): raise ValueError("training needs labels, but these images have none")
     epochs, batch_size, learning_rate, momentum, weight_decay, seed, accumulate, ema = map(_plain, (epochs, batch_size, learning_rate, momentum, weight_decay, seed, accumulate, ema))
     accelerator = _accelerator(precision, device)
+    if min(batch_size, len(train)) < accelerator.num_processes: raise ValueError(f"{accelerator.num_processes} processes can't share batches of {min(batch_size, len(train))} images; take larger ones, or fewer processes")
     steps = batch_count(len(train), batch_size, accelerator.num_processes)
     settings = dict(objective=describe(objective), data=content_hash(train) if isinstance(train, Images) else describe(train), epochs=epochs, batch_size=batch_size, learning_rate=learning_rate,
-                    momentum=momentum, weight_decay=weight_decay, schedule=schedule, augment=augment, seed=seed, accumulate=accumulate, ema=ema, precision=accelerator.mixed_precision)
+                    momentum=momentum, weight_decay=weight_decay, schedule=schedule, augment=augment, seed=seed, accumulate=accumulate, ema=ema, precision=accelerator.mixed_precision, steps=steps)
     model.to(accelerator.device, memory_format=torch.channels_last)
     if accelerator.num_processes > 1: model.load_state_dict(_share({k: v.cpu() for k, v in model.state_dict().items()}, accelerator))
     optimizer = torch.optim.SGD(model.parameters(), learning_rate, momentum, weight_decay=weight_decay)
@@ -279,9 +280,9 @@ def _epoch(run: Run, feed: Iterator, seed: tuple[int, int], plan: SimpleNamespac
 def _step(run, x, y, seeds, whole, seed, plan) -> tuple[Tensor, bool]:
     "Down the gradient; images, loss and hits of the whole batch; whether anybody was asked to stop"
     x, y = to_float(x.to(plan.accelerator.device)).contiguous(memory_format=torch.channels_last), y.to(plan.accelerator.device)
-    if run.step == 0: check_images(x)
+    if run.step == 0: _check(run.model, x, y)
     run.optimizer.zero_grad()
-    with torch.random.fork_rng(devices=[]):   # dropout draws from torch's own state
+    with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):   # dropout draws from torch's own state
         torch.manual_seed(int(image_seeds((*seed, run.step), 1)[0]) + plan.accelerator.process_index)
         sums = gradients(run.model, x, y, seeds, plan.objective, len(x) * plan.accelerator.num_processes / whole, plan.accelerator, plan.accumulate)
     sums = average(run.model, torch.cat([sums, torch.tensor([float(len(plan.asked))])]), plan.accelerator)
@@ -290,6 +291,12 @@ def _step(run, x, y, seeds, whole, seed, plan) -> tuple[Tensor, bool]:
     run.optimizer.step(); run.rates.step()
     if run.mean: run.mean.update_parameters(run.model)
     return sums[:3], bool(sums[3] > 0)
+
+
+def _check(model: nn.Module, x: Tensor, y: Tensor) -> None:
+    "A sentence before the work, since a GPU tells of a wrong label late and breaks off"
+    check_images(x); check_labels(y, len(x))
+    with frozen(model), torch.no_grad(): check_classes(logits(model, x[:2]), y)
 
 
 def _end_epoch(run: Run, test: Images | None, watch: Callable | None, accelerator) -> None:

@@ -19,8 +19,8 @@ from torch import nn
 
 from .attacks import pgd
 from .balls import Linf
-from .core import Images, atomic, call, frozen, in_batches, logits
-from .objectives import buffers_kept, training_attack
+from .core import Images, atomic, device_of, frozen, in_batches, logits
+from .objectives import buffers_kept, crafted, training_attack, training_setting
 from .robustness import accuracy, robust_accuracy
 
 if TYPE_CHECKING:
@@ -57,11 +57,13 @@ def accuracy_in_training(
     attack: Callable,  # (model, x, y) -> x_adv
     batch_size: int = 256,
     seed: int = 0,
+    crafting: str = "train",  # the mode in which the attack meets the model, as in `objectives.crafted`
 ) -> float:  # in [0,1]
     "Accuracy on images that are attacked as in a training step: batch normalization, and dropout, in training mode"
     def right(model, x, y, generator):
-        with torch.no_grad(): return logits(model, call(attack, model, x, y, generator)).argmax(1) == y
-    with frozen(model), buffers_kept(model):   # after: modes, flags and averages as before
+        with torch.no_grad(): return logits(model, crafted(attack, model, x, y, crafting, generator)).argmax(1) == y
+    with frozen(model), buffers_kept(model), torch.random.fork_rng(devices=[device_of(model)] if device_of(model).type == "cuda" else []):   # after: modes, flags, averages and dropout's draws as before
+        torch.manual_seed(seed)
         return in_batches(right, model.train(), images.x, images.y, batch_size, seed).float().mean().item()
 
 
@@ -81,12 +83,13 @@ def watch(
     "What `fit` asks after each epoch, with `functools.partial` around it"
     if on_collapse not in ("stop", "best", "go on"): raise ValueError(f"on collapse training can \"stop\", take the \"best\" weights, or \"go on\", but it is {on_collapse!r}")
     row, step = dict(probe_accuracy=accuracy(model, images, batch_size=batch_size)), _single_step(objective)
+    tried = partial(accuracy_in_training, model, images, batch_size=batch_size, seed=seed, crafting=objective and training_setting(objective, "crafting") or "train")
     if attack is not None:
         attack = partial(attack, ball=ball)
-        if step is not None: row["probe_step_accuracy"] = accuracy_in_training(model, images, step, batch_size, seed)
+        if step is not None: row["probe_step_accuracy"] = tried(step)
         row["probe_robust_accuracy"] = robust_accuracy(model, images, attack, ball, batch_size, seed)
     rows, answer = [*rows[:-1], rows[-1] | row], {}
-    if "probe_step_accuracy" in row and collapsed(row) and accuracy_in_training(model, images, attack, batch_size, seed) < row["probe_step_accuracy"] / 2: answer = _answer(rows, on_collapse)
+    if "probe_step_accuracy" in row and collapsed(row) and tried(attack) < row["probe_step_accuracy"] / 2: answer = _answer(rows, on_collapse)
     key = "probe_accuracy" if attack is None else "probe_robust_accuracy"
     waited = len(rows) - 1 - max(range(len(rows)), key=lambda i: rows[i].get(key, -1))
     if "verdict" in answer: return row | answer

@@ -13,6 +13,7 @@ from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
+from accelerate import PartialState
 
 from advlook.core import to_float
 from advlook.data import load_images
@@ -110,6 +111,7 @@ def one_process(args):
     images = load_images("cifar10", "train", n=args.images, seed=args.seed)
     rows = fit(create_model("resnet20", 10, 0), images, None, make_objective("fast", EPS), epochs=2, batch_size=BATCH, learning_rate=0.05, device="cpu")
     if os.environ.get("RANK", "0") == "0": print(json.dumps(rows.seconds.tolist()[1]))
+    PartialState().destroy_process_group()
 
 
 def run_processes(rows, args):
