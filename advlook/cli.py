@@ -10,6 +10,7 @@ __all__ = ['app', 'number', 'parse_model', 'open_models', 'common_preparation', 
 import errno
 import hashlib
 import json
+import os
 import shlex
 import sys
 from pathlib import Path
