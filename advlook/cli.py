@@ -129,8 +129,9 @@ def choose_device(device: str | None) -> str:
     "A device that is there; ValueError otherwise"
     import torch
     if device is None: return "cuda" if torch.cuda.is_available() else "cpu"
-    try: torch.empty(1, device=device)
-    except (RuntimeError, AssertionError): raise ValueError(f"there is no device {device!r} here; use --device cpu") from None
+    try: there = (torch.device(device).index or 0) < torch.get_device_module(device).device_count()   # without touching it: of several processes each has another
+    except RuntimeError: there = False
+    if not there: raise ValueError(f"there is no device {device!r} here; use --device cpu")
     return device
 
 
@@ -197,7 +198,7 @@ def train(
     if until and probe == 0: raise ValueError("--until looks at held-out images, and --probe 0 holds out none")
     if on_collapse not in ("stop", "best", "go on"): raise ValueError(f"--on-collapse is stop, best or 'go on', but it is {on_collapse!r}")
     if threads: torch.set_num_threads(threads)
-    if device and "RANK" not in os.environ: choose_device(device)   # among several processes accelerate hands out the GPUs, and the first is not everybody's
+    if device: choose_device(device)
     goal = make_objective(objective, number(eps), steps, label_smoothing, crafting)
     images, held, test = _streamed(data, size, probe, augment, least, jitter) if stream else _loaded(data, size, probe, seed)
     probe = len(held) if held else 0
@@ -216,7 +217,7 @@ def train(
     said = dict(arch=arch, objective=objective, eps=eps, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, schedule=schedule, seed=seed, probe=probe)
     usual = dict(size=None, least=0.25, jitter=0.0, steps=10, crafting=None, label_smoothing=0.0, accumulate=1, momentum=0.9, weight_decay=5e-4, ema=None, on_collapse="stop", patience=None, until=None, precision=None)
     chosen = dict(size=size, least=least, jitter=jitter, steps=steps, crafting=crafting, label_smoothing=label_smoothing, accumulate=accumulate, momentum=momentum, weight_decay=weight_decay, ema=ema, on_collapse=on_collapse, patience=patience, until=until, precision=precision)
-    _write_manifest(out, data, images, test, said | {k: v for k, v in chosen.items() if v != usual[k]}, augment, history, digest, radius, precision or fast_precision(choose_device(device)), device)
+    _write_manifest(out, data, images, test, said | {k: v for k, v in chosen.items() if v != usual[k]}, augment, history, digest, radius, precision or fast_precision(choose_device(device)), choose_device(device))
 
 
 def _loaded(data: str, size: int | None, probe: int | None, seed: int) -> tuple:
@@ -247,7 +248,6 @@ def _renumbered(images, names: list[str]) -> "Images":
 def _streamed(data: str, size: int | None, probe: int | None, augment: bool, least: float, jitter: float) -> tuple:
     "The same, where only what is probed and tested is kept in memory"
     import math
-    import os
     from advlook.data import load_images
     from advlook.stream import Stream
     probe = 500 if probe is None else probe
@@ -257,7 +257,6 @@ def _streamed(data: str, size: int | None, probe: int | None, augment: bool, lea
 
 def is_first_process() -> bool:
     "Of those that accelerate or torchrun have started, the one that writes files"
-    import os
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -273,7 +272,7 @@ def _write_manifest(out, data, images, test, options, augment, history, digest, 
     from advlook.zoo import load_checkpoint
     before = json.loads((out / "manifest.json").read_text()) if (out / "manifest.json").exists() else {}
     if before.get("sha256") == digest: return   # it was finished before: that command made it, perhaps with other options of what to watch
-    model, ball, streamed = load_checkpoint(out / "model.safetensors").to(choose_device(device)), Linf(number(radius)), not hasattr(images, "x")
+    model, ball, streamed = load_checkpoint(out / "model.safetensors").to(device), Linf(number(radius)), not hasattr(images, "x")
     metrics = dict(test_accuracy=accuracy(model, test), test_robust_accuracy=robust_accuracy(model, test, partial(pgd, ball=ball, steps=10), ball))
     told = dict(command=" ".join(["advlook train", Path(data).name, *(f"--{k.replace('_', '-')} {shlex.quote(str(v))}" for k, v in options.items()), *([] if augment else ["--no-augment"]), *(["--stream"] if streamed else []), f"--out {out.name}"]),
                 data=dict(name=Path(data).name, train=len(images), test=len(test), **({"stream": repr(images)} if streamed else {"sha256": content_hash(images)}), test_sha256=content_hash(test)),
@@ -323,9 +322,9 @@ def evaluate(
     import torch
     from advlook.autoattack import autoattack_table
     from advlook.classes import align_classes
-    from advlook.core import describe, device_of, predict, to_float
-    from advlook.robustness import survives
-    from advlook.standin import standin
+    from advlook.core import describe, predict
+    from advlook.robustness import crafted_on, survives
+    from advlook.standin import StandIn
     if norm not in _balls(): raise ValueError(f"--norm is one of {', '.join(_balls())}, but it is {norm!r}")
     ball = _balls()[norm](number(eps))
     known = _attacks(ball, steps, restarts, version)
@@ -340,9 +339,8 @@ def evaluate(
     nets, images, notes = align_classes({"model": net}, images, classes)
     net = nets["model"].to(choose_device(device))
     right = predict(net, images.x, batch_size) == images.y
-    on = standin(net, to_float(images.x[:2].to(device_of(net))), fast)
-    half = on.half and attack != "fgsm"   # whose single step is taken on the model itself
-    if fast and not half: notes = [*notes, f"--fast changed nothing: {'fgsm is fast' if attack == 'fgsm' else on.note}"]
+    half = fast and isinstance(on := crafted_on(net, images, known[attack], fast), StandIn) and on.half
+    if fast and not half: notes = [*notes, f"--fast changed nothing: {getattr(on, 'note', f'{attack} is crafted on the model itself')}"]
     if attack == "autoattack":
         table, stands = autoattack_table(net, images, ball, version, seed, state, fast, batch_size)
         print(table.to_string(index=False, float_format="{:.4f}".format))

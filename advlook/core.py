@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['to_float', 'check_images', 'check_labels', 'check_classes', 'Images', 'logits', 'device_of', 'frozen', 'image_seeds',
-           'PerImage', 'draw', 'pick', 'progress', 'takes', 'call', 'in_batches', 'predict', 'scores', 'describe',
-           'beside', 'sweep', 'atomic']
+           'PerImage', 'draw', 'seeded', 'pick', 'progress', 'takes', 'call', 'in_batches', 'predict', 'scores',
+           'describe', 'beside', 'sweep', 'atomic']
 
 # %% ../nbs/00_core.ipynb #c5168a1f
 import glob
@@ -152,6 +152,17 @@ def draw(
     noise = torch.empty(x.shape)
     for row, g in zip(noise, generator.each): sample(row.shape, generator=g, out=row)
     return noise.to(x)
+
+
+@contextmanager
+def seeded(
+    seed: int | None,  # None: nothing changes
+    device: torch.device = torch.device("cpu"),
+) -> Iterator[None]:
+    "What draws from torch's own state, as dropout and initialization do, draws from this seed; afterwards the state is as before"
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else [], enabled=seed is not None):
+        if seed is not None: torch.manual_seed(seed)
+        yield
 
 
 def pick(

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .core import device_of, frozen
+from .core import device_of, frozen, seeded
 
 # %% ../nbs/05_models.ipynb #de14d45f
 class Normalize(nn.Module):
@@ -146,8 +146,7 @@ def create_model(
     "A model with normalization inside. ValueError for an unknown name, or a size or number of channels that the net can't take"
     library, plain = find_architecture(name)
     if channels not in (1, 3): raise ValueError(f"images have 3 channels or 1, not {channels}")
-    with torch.random.fork_rng(devices=[], enabled=seed is not None):
-        if seed is not None: torch.manual_seed(seed)
+    with seeded(seed):
         body, known = _BUILD[library](plain, num_classes, size, pretrained, channels)
     if channels == 1: known |= {k: (sum(known[k]) / len(known[k]),) for k in ("mean", "std")}   # one number for the one channel
     known |= {k: tuple(v) for k, v in dict(mean=mean, std=std).items() if v is not None}

@@ -87,12 +87,13 @@ def standin(
     "A copy of the model that computes the same, faster; attacks craft on it, the model itself judges"
     if isinstance(model, StandIn): return model
     x = x[:2]
-    with frozen(model), torch.no_grad(), _whole_float32(): before, again = logits(model, x), logits(model, x)
-    if not torch.equal(before, again): return StandIn(model, model, False, False, "the model itself, because it answers the same image differently")
-    with frozen(model), _whole_float32(): body, done, order = _folded(model, x, before)
+    with frozen(model), torch.no_grad(), _whole_float32():
+        before, again = logits(model, x), logits(model, x)
+        if not torch.equal(before, again): return StandIn(model, model, False, False, "the model itself, because it answers the same image differently")
+        body, done, order = _folded(model, x, before)
     half = fast and body is not model and x.dtype == torch.float32 and computes_bfloat16(x.device)
     if half and order: body.set_submodule(order[0], Exact(body.get_submodule(order[0])))
-    if fast: done.append("bfloat16 after the first layer" if half else "float32, because the processor does not compute in bfloat16")
+    if fast and body is not model: done.append("bfloat16 after the first layer" if half else "float32, because the processor does not compute in bfloat16")
     if compile: body = torch.compile(body, dynamic=True); done.append("compiled")
     return StandIn(body, model, half, body is not model, ", ".join(done))
 
@@ -110,7 +111,7 @@ def _folded(model, x, before) -> tuple[nn.Module, list[str], list[str]]:
         copied = copy.deepcopy(model)
         for p in copied.parameters(): p.requires_grad_(False)
         body = fold(copied, pairs).to(memory_format=torch.channels_last).eval()
-        with torch.no_grad(): after = logits(body, x.contiguous(memory_format=torch.channels_last))
+        after = logits(body, x.contiguous(memory_format=torch.channels_last))
         if (after - before).abs().max() <= 1e-4 * before.abs().max().clamp_min(1): return body, [f"{len(pairs)} batch normalizations folded", "channels-last"], [name for name in order if name not in dict(map(reversed, pairs))]
         return model, ["the model itself, because folded it would answer differently"], order
     except (RuntimeError, AttributeError, TypeError, ValueError) as error: return model, [f"the model itself, because it can't be copied or folded ({type(error).__name__})"], []

@@ -28,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .core import Images, PerImage, atomic, call, check_classes, check_images, check_labels, describe, frozen, image_seeds, logits, predict, progress, takes, to_float
+from .core import Images, PerImage, atomic, call, check_classes, check_images, check_labels, describe, frozen, image_seeds, logits, predict, progress, seeded, takes, to_float
 from .data import content_hash
 from .standin import computes_bfloat16
 
@@ -227,7 +227,7 @@ def fit(
     watch: Callable[[nn.Module, list[dict]], dict] | None = None,  # (model, rows) -> what joins the last row; gets the objective too, if it takes one
     save_every: int | None = None,  # steps between checkpoints; None: five minutes. One an epoch there is always
 ) -> "pd.DataFrame":  # a row an epoch: loss, train_accuracy, test_accuracy, learning_rate, seconds, and what `watch` adds
-    "Train with SGD. ValueError: no labels, images outside [0,1], unknown schedule, precision or device, a checkpoint of another model or other settings or none that is whole, a loss or gradient that is no number"
+    "Train with SGD. ValueError: no labels, or labels that the model does not have, images outside [0,1], fewer of them in a batch than processes, unknown schedule, precision or device, a checkpoint of another model or other settings or none that is whole, a loss or gradient that is no number"
     import pandas as pd
     if any(isinstance(some, Images) and some.y is None for some in (train, test)): raise ValueError("training needs labels, but these images have none")
     epochs, batch_size, learning_rate, momentum, weight_decay, seed, accumulate, ema = map(_plain, (epochs, batch_size, learning_rate, momentum, weight_decay, seed, accumulate, ema))
@@ -282,8 +282,7 @@ def _step(run, x, y, seeds, whole, seed, plan) -> tuple[Tensor, bool]:
     x, y = to_float(x.to(plan.accelerator.device)).contiguous(memory_format=torch.channels_last), y.to(plan.accelerator.device)
     if run.step == 0: _check(run.model, x, y)
     run.optimizer.zero_grad()
-    with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):   # dropout draws from torch's own state
-        torch.manual_seed(int(image_seeds((*seed, run.step), 1)[0]) + plan.accelerator.process_index)
+    with seeded(int(image_seeds((*seed, run.step), 1)[0]) + plan.accelerator.process_index, x.device):   # dropout
         sums = gradients(run.model, x, y, seeds, plan.objective, len(x) * plan.accelerator.num_processes / whole, plan.accelerator, plan.accumulate)
     sums = average(run.model, torch.cat([sums, torch.tensor([float(len(plan.asked))])]), plan.accelerator)
     slope = torch.nn.utils.get_total_norm([p.grad for p in run.model.parameters() if p.grad is not None])   # a loss can be finite where its gradient is not

@@ -19,7 +19,7 @@ from torch import nn
 
 from .attacks import pgd
 from .balls import Linf
-from .core import Images, atomic, device_of, frozen, in_batches, logits
+from .core import Images, atomic, device_of, frozen, in_batches, logits, seeded
 from .objectives import buffers_kept, crafted, training_attack, training_setting
 from .robustness import accuracy, robust_accuracy
 
@@ -62,8 +62,7 @@ def accuracy_in_training(
     "Accuracy on images that are attacked as in a training step: batch normalization, and dropout, in training mode"
     def right(model, x, y, generator):
         with torch.no_grad(): return logits(model, crafted(attack, model, x, y, crafting, generator)).argmax(1) == y
-    with frozen(model), buffers_kept(model), torch.random.fork_rng(devices=[device_of(model)] if device_of(model).type == "cuda" else []):   # after: modes, flags, averages and dropout's draws as before
-        torch.manual_seed(seed)
+    with frozen(model), buffers_kept(model), seeded(seed, device_of(model)):   # after: modes, flags, averages and dropout's draws as before
         return in_batches(right, model.train(), images.x, images.y, batch_size, seed).float().mean().item()
 
 
@@ -83,10 +82,11 @@ def watch(
     "What `fit` asks after each epoch, with `functools.partial` around it"
     if on_collapse not in ("stop", "best", "go on"): raise ValueError(f"on collapse training can \"stop\", take the \"best\" weights, or \"go on\", but it is {on_collapse!r}")
     row, step = dict(probe_accuracy=accuracy(model, images, batch_size=batch_size)), _single_step(objective)
-    tried = partial(accuracy_in_training, model, images, batch_size=batch_size, seed=seed, crafting=objective and training_setting(objective, "crafting") or "train")
     if attack is not None:
         attack = partial(attack, ball=ball)
-        if step is not None: row["probe_step_accuracy"] = tried(step)
+        if step is not None:
+            tried = partial(accuracy_in_training, model, images, batch_size=batch_size, seed=seed, crafting=training_setting(objective, "crafting") or "train")
+            row["probe_step_accuracy"] = tried(step)
         row["probe_robust_accuracy"] = robust_accuracy(model, images, attack, ball, batch_size, seed)
     rows, answer = [*rows[:-1], rows[-1] | row], {}
     if "probe_step_accuracy" in row and collapsed(row) and tried(attack) < row["probe_step_accuracy"] / 2: answer = _answer(rows, on_collapse)

@@ -150,12 +150,12 @@ def test_train_and_evaluate(advlook, photos, tmp_path):  # noqa: F811
     assert json.loads((tmp_path/"again"/"manifest.json").read_text())["sha256"] == told["sha256"]
     kept = (tmp_path/"run"/"manifest.json").read_bytes()
     assert advlook("train", "photos", *told["command"].split()[3:-2], "--patience", 9, "--out", "run")[0] == 0 and (tmp_path/"run"/"manifest.json").read_bytes() == kept   # it was finished; nothing else made it
-    for words, key in ((["--attack", "pgd", "--steps", 3, "--fast"], "pgd linf 4/255"), (["--attack", "square", "--norm", "l2", "--eps", 0.1, "--n", 4], "square l2 0.1")):
+    for words, key in ((["--attack", "pgd", "--steps", 3, "--fast"], "pgd linf 4/255"), (["--attack", "fgsm", "--fast"], "fgsm linf 4/255"), (["--attack", "square", "--norm", "l2", "--eps", 0.1, "--n", 4], "square l2 0.1")):
         code, out, err = advlook("evaluate", "run", "--data", "photos", *words)
         assert code == 0 and "robust accuracy" in out, err
         result = json.loads((tmp_path/"run"/"manifest.json").read_text())["evaluated"][key]
         assert 0 <= result["robust_accuracy"] <= result["accuracy"] <= 1 and result["images"] == (4 if "square" in key else 20)
-        assert ("bfloat16" in result["attack"]) == ("--fast" in words and computes_bfloat16(torch.device("cpu")))   # what was done, not what was wished
+        assert ("bfloat16" in result["attack"]) == ("--fast" in words and "fgsm" not in words and computes_bfloat16(torch.device("cpu")))   # what was done, not what was wished
     before = json.loads((tmp_path/"run"/"manifest.json").read_text())["evaluated"]
     code, out, err = advlook("evaluate", "run", "--n", 4, "--steps", 3)
     assert code == 0 and "over 20 images" in out and json.loads((tmp_path/"run"/"manifest.json").read_text())["evaluated"] == before, out + err
