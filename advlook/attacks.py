@@ -114,6 +114,7 @@ class Standing:
 
     def part(self, *others) -> tuple:
         "The rows of tensors over the whole batch (or the generators) that belong to the images that stand"
+        if len(self) == len(self.result): return others
         return tuple(pick(other, self.index) for other in others)
 
     def finish(self, x_adv: Tensor) -> Tensor:  # [N,C,H,W]

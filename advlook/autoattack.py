@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from .apgd import apgd
 from .attacks import Expectation, prepare
 from .balls import L1, Linf
-from .core import Images, PerImage, atomic, call, check_classes, describe, device_of, frozen, logits, predict, progress, to_float
+from .core import Images, PerImage, answers, atomic, call, check_classes, describe, device_of, frozen, logits, predict, progress, to_float
 from .fab import fab
 from .square import square
 from .standin import StandIn, standin
@@ -81,13 +81,13 @@ def _attack_all(model, x, y, ball, version, seeds, state, fast, batch_size, stop
     "Run the stages over all images; `model` is frozen. `keep`: also the attacked images"
     device = device_of(model)
     given = model.given if isinstance(model, StandIn) else model
-    hook = stop or (lambda x_adv, y: logits(given, x_adv).argmax(1) != y)
-    answers = predict(given, x, batch_size)
-    y = answers if y is None else y
+    hook = stop or (lambda x_adv, y: answers(given, x_adv) != y)
+    first = predict(given, x, batch_size)
+    y = first if y is None else y
     check_classes(z := logits(given, to_float(x[:1].to(device))), y)
     run = stages(version, ball, z.shape[1] if len(y) else 4)
-    about = dict(version=version, ball=describe(ball), n=len(x), sums=[float(to_float(x).double().sum()), int(y.sum()), int(seeds.astype(np.int64).sum())], wrong=(answers != y).nonzero().flatten().tolist(), weights=_digest(given), fast=fast)
-    p = Progress(torch.where(answers == y, Progress.STANDS, Progress.WRONG), about, state)
+    about = dict(version=version, ball=describe(ball), n=len(x), sums=[float(to_float(x).double().sum()), int(y.sum()), int(seeds.astype(np.int64).sum())], wrong=(first != y).nonzero().flatten().tolist(), weights=_digest(given), fast=fast)
+    p = Progress(torch.where(first == y, Progress.STANDS, Progress.WRONG), about, state)
     quick = standin(Expectation(given) if version == "rand" else model, to_float(x[:2].to(device)), fast)
     for number, (name, attack) in enumerate(run.items()):
         for index in _open_batches(p, number, batch_size, name):

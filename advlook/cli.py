@@ -276,12 +276,18 @@ def _write_manifest(out, data, images, test, options, augment, history, digest, 
     metrics = dict(test_accuracy=accuracy(model, test), test_robust_accuracy=robust_accuracy(model, test, partial(pgd, ball=ball, steps=10), ball))
     told = dict(command=" ".join(["advlook train", Path(data).name, *(f"--{k.replace('_', '-')} {shlex.quote(str(v))}" for k, v in options.items()), *([] if augment else ["--no-augment"]), *(["--stream"] if streamed else []), f"--out {out.name}"]),
                 data=dict(name=Path(data).name, train=len(images), test=len(test), **({"stream": repr(images)} if streamed else {"sha256": content_hash(images)}), test_sha256=content_hash(test)),
-                **options | dict(augment=augment, precision=precision), processes=int(os.environ.get("WORLD_SIZE", 1)), threads=torch.get_num_threads(), versions=versions(), attack=f"PGD-10, l_inf, eps {radius}",
+                **options | dict(augment=augment, precision=precision), device=_hardware(device), processes=int(os.environ.get("WORLD_SIZE", 1)), threads=torch.get_num_threads(), versions=versions(), attack=f"PGD-10, l_inf, eps {radius}",
                 metrics={k: round(v, 4) for k, v in metrics.items()}, sha256=digest, initial_sha256=hashlib.sha256((out / "initial.safetensors").read_bytes()).hexdigest(), history=[{k: v for k, v in row.items() if v == v} for row in history.round(4).to_dict("records")])
     _write_json(out / "manifest.json", told)
     print("  ".join(f"{k} {v:.4f}" for k, v in metrics.items()))
 
 # %% ../nbs/63_cli.ipynb #ad09aea3
+def _hardware(device: str) -> str:
+    "cpu, or which GPU"
+    import torch
+    return torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else device
+
+
 def _balls() -> dict:
     from advlook.balls import L1, L2, Linf
     return dict(linf=Linf, l2=L2, l1=L1)
@@ -345,7 +351,7 @@ def evaluate(
         table, stands = autoattack_table(net, images, ball, version, seed, state, fast, batch_size)
         print(table.to_string(index=False, float_format="{:.4f}".format))
     else: stands = survives(net, images, known[attack], ball, batch_size, seed, fast)
-    result = dict(attack=describe(known[attack]) + (", crafted in bfloat16" if half else ""), images=len(images), seed=seed, accuracy=_share(right), robust_accuracy=_share(stands), defense_rate=_share(stands[right]))
+    result = dict(attack=describe(known[attack]) + (", crafted in bfloat16" if half else ""), images=len(images), seed=seed, device=_hardware(choose_device(device)), accuracy=_share(right), robust_accuracy=_share(stands), defense_rate=_share(stands[right]))
     print(images.note, *notes, *(f"{k.replace('_', ' ')} {v}" for k, v in result.items()), sep="\n")
     if told: _remember(Path(model) / "manifest.json", told, f"{attack} {norm} {eps}" + ("" if data == told["data"]["name"] else f" on {Path(data).name}"), result)
 

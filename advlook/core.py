@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['to_float', 'check_images', 'check_labels', 'check_classes', 'Images', 'logits', 'device_of', 'frozen', 'image_seeds',
-           'PerImage', 'draw', 'seeded', 'pick', 'progress', 'takes', 'call', 'in_batches', 'predict', 'scores',
-           'describe', 'beside', 'sweep', 'atomic']
+           'PerImage', 'draw', 'seeded', 'pick', 'progress', 'takes', 'call', 'in_batches', 'whole_float32', 'answers',
+           'predict', 'scores', 'describe', 'beside', 'sweep', 'atomic']
 
 # %% ../nbs/00_core.ipynb #c5168a1f
 import glob
@@ -14,9 +14,10 @@ import os
 import platform
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -134,8 +135,11 @@ class PerImage(torch.Generator):
     def __new__(cls, seeds): return super().__new__(cls)
 
     def __init__(self, seeds: Iterable[int]):
-        self.each = [torch.Generator().manual_seed(int(s)) for s in seeds]
-        if self.each: self.manual_seed(self.each[0].initial_seed())
+        self.seeds = [int(s) for s in seeds]
+        if self.seeds: self.manual_seed(self.seeds[0])
+
+    @cached_property
+    def each(self) -> list[torch.Generator]: return [torch.Generator().manual_seed(s) for s in self.seeds]   # not before somebody draws
 
     def __len__(self) -> int: return len(self.each)
 
@@ -149,8 +153,13 @@ def draw(
     if generator is None: return sample(x.shape, device=x.device).to(x.dtype)
     if not isinstance(generator, PerImage): return sample(x.shape, generator=generator, device=generator.device).to(x)
     if len(generator) != len(x): raise ValueError(f"{len(x)} images need as many generators, but there are {len(generator)}")
-    noise = torch.empty(x.shape)
-    for row, g in zip(noise, generator.each): sample(row.shape, generator=g, out=row)
+    noise, threads = torch.empty(x.shape), torch.get_num_threads() if x.numel() > 2**20 else 1   # less takes little longer than to start threads
+
+    def fill(thread: int) -> None:
+        for row, g in zip(noise[thread::threads], generator.each[thread::threads]): sample(row.shape, generator=g, out=row)
+    if threads == 1: fill(0)
+    else:
+        with ThreadPoolExecutor(threads) as pool: list(pool.map(fill, range(threads)))
     return noise.to(x)
 
 
@@ -161,7 +170,9 @@ def seeded(
 ) -> Iterator[None]:
     "What draws from torch's own state, as dropout and initialization do, draws from this seed; afterwards the state is as before"
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else [], enabled=seed is not None):
-        if seed is not None: torch.manual_seed(seed)
+        if seed is not None: torch.default_generator.manual_seed(seed)   # torch.manual_seed takes 2 ms, and keeps a note each time, where there is no GPU
+        if seed is not None and device.type == "cuda":
+            with torch.cuda.device(device): torch.cuda.manual_seed(seed)
         yield
 
 
@@ -216,6 +227,20 @@ def in_batches(
     return torch.cat(results) if results else x.new_empty(0)
 
 
+def whole_float32():
+    "Within: a GPU's convolutions have the 24 bits of float32, not the 11 of TF32, torch's default there"
+    cudnn = torch.backends.cudnn
+    return cudnn.flags(enabled=cudnn.enabled, benchmark=cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False)
+
+
+def answers(
+    model: nn.Module,
+    x: Tensor,  # images [N,C,H,W] in [0,1]
+) -> Tensor:  # int64 [N]
+    "The class that the model gives each image: what an evaluation judges by"
+    with whole_float32(), torch.no_grad(): return logits(model, x).argmax(1)
+
+
 def predict(
     model: nn.Module,
     x: Tensor,  # images, uint8 or float [N,C,H,W]
@@ -232,7 +257,7 @@ def scores(
 ) -> Tensor:  # logits float32 [N,K] on the CPU
     "The model's logits, in evaluation mode"
     device = device_of(model)
-    with frozen(model), torch.no_grad():
+    with frozen(model), whole_float32(), torch.no_grad():
         parts = [logits(model, to_float(x[i:i + batch_size].to(device))).float().cpu() for i in range(0, len(x), batch_size)]
     return torch.cat(parts) if parts else torch.empty(0, 0)
 

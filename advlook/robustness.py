@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from .attacks import LOSSES, gradient, pgd
 from .balls import L0, L1, L2, Linf
-from .core import Images, call, check_classes, device_of, frozen, in_batches, logits, predict, progress, scores, takes, to_float
+from .core import Images, answers, call, check_classes, device_of, frozen, in_batches, logits, predict, progress, scores, takes, to_float
 from .square import square
 from .standin import standin
 
@@ -90,7 +90,7 @@ def survives(
 
 def _holds(model, x, y, generator=None, *, on, attack, ball) -> Tensor:  # bool [n]
     "Attack `on`, judge on the model"
-    wrong = lambda x_adv, y: logits(model, x_adv).argmax(1) != y
+    wrong = lambda x_adv, y: answers(model, x_adv) != y
     x_adv = call(attack, on, x, y, generator, stop=wrong).detach()
     outside = (x_adv - x_adv.clamp(0, 1)).flatten(1).abs().amax(1) > 1e-6
     if ball is not None: outside |= ball.norm(x_adv - x) > ball.eps + 1e-6

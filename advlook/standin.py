@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from .core import frozen, logits
+from .core import frozen, logits, whole_float32
 
 # %% ../nbs/09_standin.ipynb #5ec78ab7
 def conv_bn_pairs(
@@ -87,7 +87,7 @@ def standin(
     "A copy of the model that computes the same, faster; attacks craft on it, the model itself judges"
     if isinstance(model, StandIn): return model
     x = x[:2]
-    with frozen(model), torch.no_grad(), _whole_float32():
+    with frozen(model), torch.no_grad(), whole_float32():   # else TF32 would hide whether two networks compute the same
         before, again = logits(model, x), logits(model, x)
         if not torch.equal(before, again): return StandIn(model, model, False, False, "the model itself, because it answers the same image differently")
         body, done, order = _folded(model, x, before)
@@ -96,12 +96,6 @@ def standin(
     if fast and body is not model: done.append("bfloat16 after the first layer" if half else "float32, because the processor does not compute in bfloat16")
     if compile: body = torch.compile(body, dynamic=True); done.append("compiled")
     return StandIn(body, model, half, body is not model, ", ".join(done))
-
-
-def _whole_float32():
-    "cuDNN without TF32, whose 10 bits would hide whether two networks compute the same"
-    cudnn = torch.backends.cudnn
-    return cudnn.flags(enabled=cudnn.enabled, benchmark=cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False)
 
 
 def _folded(model, x, before) -> tuple[nn.Module, list[str], list[str]]:

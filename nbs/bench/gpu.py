@@ -5,9 +5,9 @@
 
 Wong et al. 2020 publish 12 minutes and 46 % under PGD-50 with 10 restarts, on an RTX 2080 Ti with half precision. Time counts the
 epochs of training, waiting for data included; loading the set, evaluation and a first step that compiles kernels are apart. With --runs a
-killed run goes on.
+killed run goes on. Before it, how many images a second `fit` and a loop written by hand (that of training.py) train on.
 """
-import argparse, json, time
+import argparse, json, sys, time
 from functools import partial
 from pathlib import Path
 
@@ -24,8 +24,9 @@ from advlook.robustness import accuracy, robust_accuracy
 from advlook.train import fit
 from advlook.watch import print_row
 from common import RESULTS, fingerprint, processor, versions
+from training import by_hand, loop, ours
 
-EPS = 8/255
+EPS, BATCH = 8/255, 128
 
 
 def resnet18(seed: int) -> nn.Module:
@@ -36,6 +37,22 @@ def resnet18(seed: int) -> nn.Module:
     return with_normalization(net, *(CATALOG["cifar10"][k] for k in ("mean", "std")))
 
 
+def pace(images, device: str, blocks: int) -> dict[str, dict[str, float]]:
+    "Images a second, by objective and contender: the best of some turns, in bfloat16"
+    how = dict(make=partial(resnet18, 0), batch_size=BATCH, device=device)
+    known = {"fit": lambda some, objective: ours(some, objective, "bf16", **how), "by hand": lambda some, objective: loop(some, partial(by_hand, attack=objective), "bf16", **how)}
+    found = {objective: dict.fromkeys(known, 0.0) for objective in ("std", "fgsm", "fast")}
+    for _ in range(blocks):
+        for objective, best in found.items():
+            for name, run in known.items():
+                run(images[:2 * BATCH], objective)
+                start = time.perf_counter()
+                run(images, objective)
+                if device.startswith("cuda"): torch.cuda.synchronize()
+                best[name] = max(best[name], len(images) / (time.perf_counter() - start))
+    return found
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cuda")
@@ -43,18 +60,22 @@ def main():
     parser.add_argument("--n", type=int, help="images to train and to test on; default: all")
     parser.add_argument("--steps", type=int, default=50, help="of PGD")
     parser.add_argument("--restarts", type=int, default=10)
+    parser.add_argument("--blocks", type=int, default=3, help="turns in which images a second are measured")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--runs", type=Path, help="folder for a checkpoint each epoch")
     parser.add_argument("--out", type=Path, default=RESULTS / "gpu.json")
     args = parser.parse_args()
     train, test = (load_images("cifar10", split, n=args.n, seed=args.seed) for split in ("train", "test"))
     model, objective, ball = resnet18(args.seed), make_objective("fast", EPS), Linf(EPS)
-    learn = partial(fit, objective=objective, batch_size=128, learning_rate=0.2, seed=args.seed, device=args.device)
+    learn = partial(fit, objective=objective, batch_size=BATCH, learning_rate=0.2, seed=args.seed, device=args.device)
+    images_a_second = pace(train[:25_600], args.device, args.blocks)
+    print(json.dumps(images_a_second), flush=True)
     learn(resnet18(args.seed), train[:256], epochs=1)   # whatever the first steps have to set up
     history = learn(model, train, epochs=args.epochs, out=args.runs, log=print_row)
+    print(f"trained in {history.seconds.sum() / 60:.2f} minutes", flush=True)
     start = time.perf_counter()
     found = dict(accuracy=accuracy(model, test), robust_accuracy=robust_accuracy(model, test, partial(pgd, ball=ball, steps=args.steps, restarts=args.restarts), ball, seed=args.seed))
-    told = dict(minutes=history.seconds.sum() / 60, **found, evaluation_minutes=(time.perf_counter() - start) / 60, images=[len(train), len(test)], attack=f"PGD-{args.steps}-{args.restarts}", epochs=args.epochs, seed=args.seed,
+    told = dict(command=" ".join(["python nbs/bench/gpu.py", *sys.argv[1:]]), images_a_second=images_a_second, minutes=history.seconds.sum() / 60, **found, evaluation_minutes=(time.perf_counter() - start) / 60, images=[len(train), len(test)], attack=f"PGD-{args.steps}-{args.restarts}", epochs=args.epochs, seed=args.seed,
                 device=torch.cuda.get_device_name() if args.device.startswith("cuda") else processor(), date=time.strftime("%Y-%m-%d"), versions=versions("timm"), code={m: fingerprint(m) for m in ("train", "objectives", "attacks")})
     args.out.write_text(json.dumps(told, indent=1) + "\n")
     print(json.dumps(told, indent=1))

@@ -27,22 +27,25 @@ USED = ["core", "attacks", "balls", "train", "objectives"]
 COLUMNS = ["part", "contender", "objective", "precision", "block", "n", "seconds", "cpu"]
 
 
-def ours(images, objective, precision, crafting=None):
+def resnet20(): return create_model("resnet20", 10, 0)
+
+
+def ours(images, objective, precision, crafting=None, make=resnet20, batch_size=BATCH, device="cpu"):
     "`fit` itself, without test images"
-    fit(create_model("resnet20", 10, 0), images, None, make_objective(objective, EPS, crafting=crafting), epochs=1, batch_size=BATCH, learning_rate=0.05, device="cpu", precision=precision)
+    fit(make(), images, None, make_objective(objective, EPS, crafting=crafting), epochs=1, batch_size=batch_size, learning_rate=0.05, device=device, precision=precision)
 
 
-def loop(images, step, precision):
+def loop(images, step, precision, make=resnet20, batch_size=BATCH, device="cpu"):
     "Crops, flips, batches, a step of SGD each"
-    model = create_model("resnet20", 10, 0).to(memory_format=torch.channels_last).train()
+    model = make().to(device, memory_format=torch.channels_last).train()
     optimizer = torch.optim.SGD(model.parameters(), 0.05, 0.9, weight_decay=5e-4)
-    for batch in torch.randperm(len(images)).split(BATCH):
-        x, y = to_float(images.x[batch]), images.y[batch]
+    for batch in torch.randperm(len(images)).split(batch_size):
+        x, y = to_float(images.x[batch].to(device)), images.y[batch].to(device)
         if torch.rand(()) < 0.5: x = x.flip(3)
         i, j = torch.randint(0, 9, (2,)).tolist()
         x = F.pad(x, (4,) * 4)[:, :, i:i + 32, j:j + 32].contiguous(memory_format=torch.channels_last)
         optimizer.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"): loss = step(model, x, y)
+        with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"): loss = step(model, x, y)
         loss.backward()
         optimizer.step()
 

@@ -5,10 +5,12 @@
     python nbs/results/evaluate.py --list
 
 Each is an `advlook evaluate --attack autoattack`, which goes on where it was killed. A model that was not trained against an attack gets
-the radius of the ADV model beside it.
+the radius of the ADV model beside it. A processor that has bfloat16 crafts in it; a GPU would not be faster with such small networks.
 """
 import argparse, subprocess, sys
 from pathlib import Path
+
+import torch
 
 from advlook.zoo import bundled_folder, bundled_runs, manifest
 
@@ -33,7 +35,7 @@ def main():
         if args.list: print(f"{full:26} {radius(name, run):6} {done or 'missing'}"); continue
         if done and not args.names: continue
         data = manifest(name, run)["data"]["name"]
-        subprocess.run([sys.executable, "-m", "advlook.cli", "evaluate", str(bundled_folder(name, run)), "--data", data, "--attack", "autoattack", "--eps", radius(name, run), "--n", str(args.n), "--fast",
+        subprocess.run([sys.executable, "-m", "advlook.cli", "evaluate", str(bundled_folder(name, run)), "--data", data, "--attack", "autoattack", "--eps", radius(name, run), "--n", str(args.n), *([] if torch.cuda.is_available() else ["--fast"]),
                         "--threads", str(args.threads), "--state", str(args.states / f"{name}-{run}.pt")], check=True)
         print("finished", full, flush=True)
 
