@@ -227,10 +227,20 @@ def in_batches(
     return torch.cat(results) if results else x.new_empty(0)
 
 
-def whole_float32():
-    "Within: a GPU's convolutions have the 24 bits of float32, not the 11 of TF32, torch's default there"
+@contextmanager
+def whole_float32() -> Iterator[None]:
+    "Within: a GPU multiplies with the 24 bits of float32, not with the 11 of TF32, torch's default in convolutions"
     cudnn = torch.backends.cudnn
-    return cudnn.flags(enabled=cudnn.enabled, benchmark=cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False)
+    if not hasattr(cudnn, "conv"):   # torch before 2.9
+        with cudnn.flags(enabled=cudnn.enabled, benchmark=cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False): yield
+        return
+    parts = cudnn.conv, cudnn.rnn, torch.backends.cuda.matmul
+    before = [part.fp32_precision for part in parts]
+    try:
+        for part in parts: part.fp32_precision = "ieee"
+        yield
+    finally:
+        for part, was in zip(parts, before): part.fp32_precision = was
 
 
 def answers(
