@@ -156,7 +156,8 @@ def draw(
     noise, threads = torch.empty(x.shape), torch.get_num_threads() if x.numel() > 2**20 else 1   # less takes little longer than to start threads
 
     def fill(thread: int) -> None:
-        for row, g in zip(noise[thread::threads], generator.each[thread::threads]): sample(row.shape, generator=g, out=row)
+        with torch.inference_mode(noise.is_inference()):   # a mode is one thread's own
+            for row, g in zip(noise[thread::threads], generator.each[thread::threads]): sample(row.shape, generator=g, out=row)
     if threads == 1: fill(0)
     else:
         with ThreadPoolExecutor(threads) as pool: list(pool.map(fill, range(threads)))
@@ -170,7 +171,7 @@ def seeded(
 ) -> Iterator[None]:
     "What draws from torch's own state, as dropout and initialization do, draws from this seed; afterwards the state is as before"
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else [], enabled=seed is not None):
-        if seed is not None: torch.default_generator.manual_seed(seed)   # torch.manual_seed takes 2 ms, and keeps a note each time, where there is no GPU
+        if seed is not None: torch.default_generator.manual_seed(seed)   # torch.manual_seed takes 2 ms more where there is no GPU
         if seed is not None and device.type == "cuda":
             with torch.cuda.device(device): torch.cuda.manual_seed(seed)
         yield
@@ -227,20 +228,25 @@ def in_batches(
     return torch.cat(results) if results else x.new_empty(0)
 
 
+def _float32_settings() -> list[tuple[Callable, Callable, bool | str]]:
+    "How to read and how to write each, and what means whole; the older ones too, since torch complains to a model that reads them if they differ"
+    of, b = lambda part, name, whole: (partial(getattr, part, name), partial(setattr, part, name), whole), torch.backends
+    newer = [part for part in (getattr(b.cudnn, "conv", None), getattr(b.cudnn, "rnn", None), b.cuda.matmul) if hasattr(part, "fp32_precision")]   # torch 2.9
+    return [of(b.cudnn, "allow_tf32", False), (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, "highest"), *(of(part, "fp32_precision", "ieee") for part in newer)]
+
+
 @contextmanager
 def whole_float32() -> Iterator[None]:
     "Within: a GPU multiplies with the 24 bits of float32, not with the 11 of TF32, torch's default in convolutions"
-    cudnn = torch.backends.cudnn
-    if not hasattr(cudnn, "conv"):   # torch before 2.9
-        with cudnn.flags(enabled=cudnn.enabled, benchmark=cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False): yield
-        return
-    parts = cudnn.conv, cudnn.rnn, torch.backends.cuda.matmul
-    before = [part.fp32_precision for part in parts]
+    kept = []
+    for read, write, whole in _float32_settings():
+        try: kept.append((write, read(), whole))
+        except RuntimeError: pass   # an older one, which cannot be read once newer ones were set
     try:
-        for part in parts: part.fp32_precision = "ieee"
+        for write, _, whole in kept: write(whole)
         yield
     finally:
-        for part, was in zip(parts, before): part.fp32_precision = was
+        for write, was, _ in kept: write(was)
 
 
 def answers(

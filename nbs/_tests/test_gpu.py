@@ -16,7 +16,6 @@ from advlook.gradients import loss_grad, vanilla_grad
 from advlook.guided import guided_backprop
 from advlook.minimal import deepfool
 from advlook.objectives import make_objective
-from advlook.robustness import accuracy, robust_accuracy
 from advlook.square import square
 from advlook.standin import standin
 from advlook.stream import Stream
@@ -37,9 +36,9 @@ def halves(n: int = 256) -> Images:
     return Images(x, y, ["above", "below"])
 
 
-def small() -> nn.Module:
+def small(dropout: float = 0.0) -> nn.Module:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(392, 2))
+    return nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Dropout(dropout), nn.Linear(392, 2))
 
 
 @pytest.fixture(scope="module")
@@ -121,10 +120,10 @@ def test_goes_on(tmp_path):
         if len(rows) == 1: raise KeyboardInterrupt
     learn = partial(fit, train=halves(), objective=make_objective("fast", 8/255), epochs=3, batch_size=64, learning_rate=0.05, ema=0.9)
     ends = []
-    with torch.backends.cudnn.flags(deterministic=True):
+    with torch.backends.cudnn.flags(enabled=True, deterministic=True):
         for out, logs in ((None, [()]), (tmp_path, [stop, ()])):
             for log in logs:
-                model = small()
+                model = small(0.2)
                 try: rows = learn(model, out=out, log=log)
                 except KeyboardInterrupt: pass
             ends.append((model, rows))
