@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from .core import Images, image_seeds
-from .data import CATALOG, choose_split, find_source, open_split
+from .data import CATALOG, choose_split, find_source, open_split, quiet_datasets
 from .photos import decode, open_photo
 from .train import ahead
 
@@ -81,7 +81,7 @@ def find_groups(
     if label is None: raise ValueError(f"{Path(name).name!r} has no labels, and training needs them")
     if not isinstance(rows.features[label], datasets.ClassLabel): raise ValueError(f"{Path(name).name!r} can't be streamed, as it does not list its classes: make the column {label!r} a datasets.ClassLabel, or leave out --stream")
     names = rows.features[label].names
-    files = datasets.load_dataset_builder(source, config, revision=revision).config.data_files
+    with quiet_datasets(): files = datasets.load_dataset_builder(source, config, revision=revision).config.data_files
     files = list(files[choose_split(list(map(str, files)), split, CATALOG.get(name, {}))])
     if files[0].endswith(".parquet"):
         with ThreadPoolExecutor(16) as pool: return [g for groups in pool.map(partial(_row_groups, image=image, label=label), files) for g in groups], tuple(names)
