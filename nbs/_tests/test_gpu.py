@@ -10,7 +10,7 @@ from advlook.apgd import apgd
 from advlook.attacks import fgsm, pgd
 from advlook.autoattack import autoattack_table
 from advlook.balls import L1, L2, Linf
-from advlook.core import Images, answers, image_seeds, PerImage, predict, scores, to_float, whole_float32
+from advlook.core import Images, PerImage, answers, describe, image_seeds, predict, scores, to_float, whole_float32
 from advlook.fab import fab
 from advlook.gradients import loss_grad, vanilla_grad
 from advlook.guided import guided_backprop
@@ -62,7 +62,7 @@ def test_answers_agree(pair):
     assert torch.allclose(scores(models["cpu"], x), scores(models["cuda"], x), atol=1e-3)
 
 
-@pytest.mark.parametrize("attack", [partial(fgsm, random_start=True), partial(pgd, steps=5), partial(pgd, ball=L2(0.5), steps=5), partial(pgd, ball=L1(8), steps=5), partial(apgd, steps=10), partial(fab, steps=10), partial(square, queries=50)], ids=str)
+@pytest.mark.parametrize("attack", [partial(fgsm, random_start=True), partial(pgd, steps=5), partial(pgd, ball=L2(0.5), steps=5), partial(pgd, ball=L1(8), steps=5), partial(apgd, steps=10), partial(fab, steps=10), partial(square, queries=50)], ids=describe)
 def test_attacks_agree(pair, attack):
     models, x, y = pair
     ends = on_both(pair, lambda model, x, y, g: attack(model, x, y, generator=g))
