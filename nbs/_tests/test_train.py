@@ -229,7 +229,7 @@ def test_the_gpu_bench_runs(tmp_path):
     "On a processor, with few images: the command that times a GPU is in order"
     if not os.environ.get("ADVLOOK_DATA"): pytest.skip("no CIFAR-10: ADVLOOK_DATA is not set")
     out = tmp_path/"gpu.json"
-    done = subprocess.run([sys.executable, str(ROOT/"nbs"/"bench"/"gpu.py"), *"--device cpu --n 64 --epochs 1 --steps 2 --restarts 1 --out".split(), str(out)], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, str(ROOT/"nbs"/"bench"/"gpu.py"), *"--device cpu --n 8 --blocks 1 --epochs 1 --steps 2 --restarts 1 --out".split(), str(out)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     told = json.loads(out.read_text())
-    assert told["images"] == [64, 64] and 0 <= told["robust_accuracy"] <= told["accuracy"] <= 1 and told["minutes"] > 0
+    assert told["images"] == [8, 8] and 0 <= told["robust_accuracy"] <= told["accuracy"] <= 1 and told["minutes"] > 0

@@ -21,7 +21,7 @@ from advlook.data import CATALOG, load_images
 from advlook.models import with_normalization
 from advlook.objectives import make_objective
 from advlook.robustness import accuracy, robust_accuracy
-from advlook.train import fit
+from advlook.train import fast_precision, fit
 from advlook.watch import print_row
 from common import RESULTS, fingerprint, processor, versions
 from training import by_hand, loop, ours
@@ -38,9 +38,10 @@ def resnet18(seed: int) -> nn.Module:
 
 
 def pace(images, device: str, blocks: int) -> dict[str, dict[str, float]]:
-    "Images a second, by objective and contender: the best of some turns, in bfloat16"
+    "Images a second, by objective and contender: the best of some turns, in bfloat16 where the device has it"
+    precision = fast_precision(device)
     how = dict(make=partial(resnet18, 0), batch_size=BATCH, device=device)
-    known = {"fit": lambda some, objective: ours(some, objective, "bf16", **how), "by hand": lambda some, objective: loop(some, partial(by_hand, attack=objective), "bf16", **how)}
+    known = {"fit": lambda some, objective: ours(some, objective, precision, **how), "by hand": lambda some, objective: loop(some, partial(by_hand, attack=objective), precision, **how)}
     found = {objective: dict.fromkeys(known, 0.0) for objective in ("std", "fgsm", "fast")}
     for _ in range(blocks):
         for objective, best in found.items():
