@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .balls import L2, Linf, into, per_image
-from .core import check_classes, check_images, check_labels, draw, logits, pick
+from .core import answers, check_classes, check_images, check_labels, draw, logits, pick
 
 # %% ../nbs/11_attacks.ipynb #bc0a43d2
 def _margin(z: Tensor, y: Tensor) -> Tensor:
@@ -58,7 +58,7 @@ def prepare(
     x = check_images(x).detach()
     if y is not None: return x, check_labels(y, len(x))
     if targeted: raise ValueError("a targeted attack needs `y`, the classes to reach")
-    with torch.no_grad(): return x, logits(model, x).argmax(1)
+    return x, answers(model, x)
 
 
 def gradient(

@@ -343,7 +343,7 @@ def evaluate(
     images = open_images(data, n, seed, {"model": net})
     if images.y is None: raise ValueError(f"robust accuracy needs labels, but {Path(data).name!r} has none")
     nets, images, notes = align_classes({"model": net}, images, classes)
-    net = nets["model"].to(choose_device(device))
+    net = nets["model"].to(device := choose_device(device))
     right = predict(net, images.x, batch_size) == images.y
     half = fast and isinstance(on := crafted_on(net, images, known[attack], fast), StandIn) and on.half
     if fast and not half: notes = [*notes, f"--fast changed nothing: {getattr(on, 'note', f'{attack} is crafted on the model itself')}"]
@@ -351,7 +351,7 @@ def evaluate(
         table, stands = autoattack_table(net, images, ball, version, seed, state, fast, batch_size)
         print(table.to_string(index=False, float_format="{:.4f}".format))
     else: stands = survives(net, images, known[attack], ball, batch_size, seed, fast)
-    result = dict(attack=describe(known[attack]) + (", crafted in bfloat16" if half else ""), images=len(images), seed=seed, device=_hardware(choose_device(device)), accuracy=_share(right), robust_accuracy=_share(stands), defense_rate=_share(stands[right]))
+    result = dict(attack=describe(known[attack]) + (", crafted in bfloat16" if half else ""), images=len(images), seed=seed, device=_hardware(device), accuracy=_share(right), robust_accuracy=_share(stands), defense_rate=_share(stands[right]))
     print(images.note, *notes, *(f"{k.replace('_', ' ')} {v}" for k, v in result.items()), sep="\n")
     if told: _remember(Path(model) / "manifest.json", told, f"{attack} {norm} {eps}" + ("" if data == told["data"]["name"] else f" on {Path(data).name}"), result)
 

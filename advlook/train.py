@@ -255,9 +255,8 @@ def fit(
     if accelerator.num_processes > 1: model.load_state_dict(_share({k: v.cpu() for k, v in model.state_dict().items()}, accelerator))
     optimizer = torch.optim.SGD(model.parameters(), learning_rate, momentum, weight_decay=weight_decay)
     run, file = Run(model, optimizer, make_schedule(optimizer, schedule, learning_rate, epochs * steps), ema), Path(out) / "checkpoint.pt" if out else None
-    own = partial(batches, train, augment=augment)
-    made = train.batches if hasattr(train, "batches") else (lambda **which: ahead(own(**which))) if accelerator.device.type == "cuda" else own
-    feed = partial(made, batch_size=batch_size, process=accelerator.process_index, processes=accelerator.num_processes)
+    early = ahead if accelerator.device.type == "cuda" and isinstance(train, Images) else iter   # a stream works ahead by itself
+    feed = partial(train.batches if hasattr(train, "batches") else partial(batches, train, augment=augment), batch_size=batch_size, process=accelerator.process_index, processes=accelerator.num_processes)
     with _threads_kept(), _patient() as asked:
         if file: _resume(file, run, settings, accelerator)
         listeners = (log if isinstance(log, Sequence) else [log]) if accelerator.is_main_process else ()
@@ -267,7 +266,7 @@ def fit(
         if watch and takes(watch, "objective"): watch = partial(watch, objective=objective)
         while len(run.history) < epochs and not (run.history and "verdict" in run.history[-1]):
             at = seed, len(run.history)
-            _epoch(run, feed(seed=at, start=run.step), at, plan)
+            _epoch(run, early(feed(seed=at, start=run.step)), at, plan)
             _end_epoch(run, test, watch, accelerator)
             plan.save()
             _tell(listeners, run)
@@ -303,11 +302,11 @@ def _step(run, x, y, seeds, whole, seed, plan) -> tuple[Tensor, bool]:
         sums = gradients(run.model, x, y, seeds, plan.objective, len(x) * plan.accelerator.num_processes / whole, plan.accelerator, plan.accumulate)
     sums = average(run.model, torch.cat([sums, sums.new_full((1,), len(plan.asked))]), plan.accelerator)
     slope = torch.nn.utils.get_total_norm([p.grad for p in run.model.parameters() if p.grad is not None])   # a loss can be finite where its gradient is not
-    sums, slope = torch.cat([sums, slope.double()[None]]).cpu().split([4, 1])   # here a step waits for a GPU; besides, an attack checks what it is given
-    if not (sums[1].isfinite() and slope.isfinite()): raise ValueError(f"the loss became {sums[1]:g} and the norm of its gradient {slope.item():g} at step {run.step + 1} of epoch {seed[1] + 1}: begin anew in another folder with a lower learning rate (here it was {run.rates.get_last_lr()[0]:.3g})")
+    told = torch.cat([sums, slope.double()[None]]).cpu()   # here a step waits for a GPU; besides, an attack checks what it is given
+    if not told.isfinite().all(): raise ValueError(f"the loss became {told[1]:g} and the norm of its gradient {told[4]:g} at step {run.step + 1} of epoch {seed[1] + 1}: begin anew in another folder with a lower learning rate (here it was {run.rates.get_last_lr()[0]:.3g})")
     run.optimizer.step(); run.rates.step()
     if run.mean: run.mean.update_parameters(run.model)
-    return sums[:3], bool(sums[3] > 0)
+    return told[:3], bool(told[3] > 0)
 
 
 def _check(model: nn.Module, x: Tensor, y: Tensor) -> None:

@@ -5,7 +5,7 @@
     python nbs/results/evaluate.py --list
 
 Each is an `advlook evaluate --attack autoattack`, which goes on where it was killed. A model that was not trained against an attack gets
-the radius of the ADV model beside it. A processor that has bfloat16 crafts in it; a GPU would not be faster with such small networks.
+the radius of the ADV model beside it. A processor that has bfloat16 crafts in it; a GPU crafts in float32.
 """
 import argparse, subprocess, sys
 from pathlib import Path
