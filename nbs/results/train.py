@@ -17,6 +17,7 @@ PACKAGE = HERE.parents[1] / "advlook" / "weights"
 SMALL = "--epochs 15 --batch-size 256 --learning-rate 0.2 --schedule one-cycle --probe 0"
 PHOTOS = "--stream --least 0.35 --size 128 --epochs 40 --batch-size 64 --learning-rate 0.05 --weight-decay 1e-3 --label-smoothing 0.1 --schedule one-cycle --probe 0"   # --stream for its random crops: with shifts alone so few photos are learnt by heart
 LONG = PHOTOS.replace("--epochs 40", "--jitter 0.4 --epochs 80")   # a larger net learns more from so few photos when each comes in many lights
+PLAIN = "--stream --least 0.5 --size 128 --epochs 30 --batch-size 64 --learning-rate 0.05 --weight-decay 1e-3 --schedule one-cycle --probe 0"   # as the paper trains: crops and flips, nothing else
 STARTS = "--size 64 --epochs 20 --batch-size 256 --learning-rate 0.2 --schedule one-cycle --probe 0"
 PAIR = dict(std="std", adv="fast")
 
@@ -27,6 +28,7 @@ def recipes() -> dict[str, str]:
         return {f"{folder}/{run}-{seed}": f"{data} --arch {arch} --objective {objective} --eps {eps} {options} --seed {seed}" for seed in seeds for run, objective in runs.items()}
     cifar = "cifar10", "cifar10", "resnet20", SMALL
     found = some("imagenette", "imagenette", "resnet18_thin", LONG, "2/255", [0]) | some("imagenette", "imagenette", "resnet18_thin", LONG, "2/255", [1], dict(std="std"))
+    found |= some("imagenette-plain", "imagenette", "resnet18_thin", PLAIN, "2/255", range(6))
     found |= some("imagenette-alexnet", "imagenette", "alexnet_bn_small", PHOTOS, "2/255", [0])
     found |= some("cifar10-alexnet", "cifar10", "alexnet_bn_small", SMALL, "4/255", range(2))
     found |= some(*cifar, "4/255", range(6))
@@ -38,7 +40,7 @@ def recipes() -> dict[str, str]:
 
 def place(name: str) -> Path:
     "Where a model goes"
-    large = name.startswith("tiny-imagenet") or name.endswith("-1") and not name.startswith("cifar10/")
+    large = name.startswith(("tiny-imagenet", "imagenette-plain")) or name.endswith("-1") and not name.startswith("cifar10/")
     return (HERE / "weights" if large else PACKAGE) / name
 
 
