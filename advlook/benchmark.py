@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from .core import PerImage, check_labels, device_of, image_seeds, predict, progress, takes, to_float
+from .core import PerImage, check_labels, device_of, image_seeds, predict, progress, seeded, takes, to_float
 from .data import Images
 from .show import fill_between
 from .transforms import GaussianBlur, MedianFilter, ReverseColors
@@ -43,7 +43,8 @@ def outcomes(
     images: Images,  # uint8 or float `.x` [N,C,H,W]; `.y` may be None
     transforms: dict[str, dict[float, Callable]] | None = None,  # name -> strength -> transform; None: `paper_transforms()`
     batch_size: int = 256,
-    seed: int = 0,  # of transforms that take a `generator`; others draw from torch's own
+    seed: int = 0,  # of what transforms draw; from torch's own state, the batch size matters
+    answers: dict[str, torch.Tensor] | None = None,  # model -> int64 [N]: to the untouched images, where they are known
 ) -> dict[tuple[str, str, float], np.ndarray]:  # (model, transform, strength) -> bool [N]
     "Whether each image is classified right or, without labels, as when untouched"
     transforms = paper_transforms() if transforms is None else transforms
@@ -51,9 +52,10 @@ def outcomes(
     device, seeds = device_of(next(iter(models.values()))), image_seeds(seed, len(images))
     results = {(model, name, strength): [] for name, strengths in transforms.items() for strength in strengths for model in models}
     for i in progress(range(0, len(images), batch_size), "benchmark"):
-        x, plain = to_float(images.x[i:i + batch_size].to(device)), {}
+        x = to_float(images.x[i:i + batch_size].to(device))
+        plain = {label: known[i:i + batch_size] for label, known in (answers or {}).items()}
 
-        def answers(label, changed):
+        def answer(label, changed):
             if changed is not None: return predict(models[label], changed, batch_size)
             if label not in plain: plain[label] = predict(models[label], x, batch_size)
             return plain[label]
@@ -62,16 +64,27 @@ def outcomes(
             for strength, transform in strengths.items():
                 changed = _apply(transform, x, seeds[i:i + batch_size], f"{name} at {strength}")
                 for label in models:
-                    y = answers(label, None) if images.y is None else images.y[i:i + batch_size].cpu()
-                    results[label, name, strength].append(answers(label, changed) == y)
+                    y = answer(label, None) if images.y is None else images.y[i:i + batch_size].cpu()
+                    results[label, name, strength].append(answer(label, changed) == y)
     return {key: torch.cat(parts).numpy() if parts else np.zeros(0, bool) for key, parts in results.items()}
 
 
 def _apply(transform: Callable, x: torch.Tensor, seeds: np.ndarray, description: str) -> torch.Tensor | None:
     "The transformed images, or None if they are as before; from a copy, as a transform may work in place"
-    changed = transform(x.clone(), **({"generator": PerImage(seeds)} if takes(transform, "generator") else {}))
-    if len(changed) != len(x): raise ValueError(f"a transform returns as many images as it is given, but {description} made {len(changed)} of {len(x)}")
+    with seeded(int(seeds[0])):   # of those that draw from torch's own state
+        changed = transform(x.clone(), **({"generator": PerImage(seeds)} if takes(transform, "generator") else {}))
+    _check_changed(changed, x, description)
     return None if torch.equal(changed, x) else changed
+
+
+def _check_changed(changed, x: torch.Tensor, description: str) -> None:
+    "ValueError if a transform made something else than images of its images"
+    if not isinstance(changed, torch.Tensor) or changed.dtype != x.dtype or changed.ndim != 4:
+        kind = f"{changed.dtype} {list(changed.shape)}" if isinstance(changed, torch.Tensor) else type(changed).__name__
+        raise ValueError(f"a transform makes float images [N, C, H, W] of such, but {description} made {kind}")
+    if len(changed) != len(x):
+        raise ValueError(f"a transform returns as many images as it is given, but {description} made {len(changed)} of {len(x)}")
+    if not changed.isfinite().all(): raise ValueError(f"{description} made NaN or infinity of images in [0, 1]")
 
 # %% ../nbs/43_benchmark.ipynb #e8e01196
 def benchmark(
@@ -79,10 +92,11 @@ def benchmark(
     images: Images,  # uint8 or float `.x` [N,C,H,W]; `.y` may be None
     transforms: dict[str, dict[float, Callable]] | None = None,  # name -> strength -> transform; None: `paper_transforms()`
     batch_size: int = 256,
-    seed: int = 0,  # of transforms that take a `generator`
+    seed: int = 0,  # of what transforms draw
+    answers: dict[str, torch.Tensor] | None = None,  # to the untouched images, where they are known
 ) -> "DataFrame":  # columns model, transform, strength, metric, value in [0,1], n
     "Accuracy of each model under each transform or, without labels, agreement with its own answer on the untouched image"
-    return to_table(outcomes(models, images, transforms, batch_size, seed), images)
+    return to_table(outcomes(models, images, transforms, batch_size, seed, answers), images)
 
 
 def to_table(

@@ -12,7 +12,9 @@ import glob
 import inspect
 import os
 import platform
+import re
 import shutil
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -23,7 +25,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 # %% ../nbs/00_core.ipynb #a60ae653
 def to_float(
@@ -77,6 +79,13 @@ class Images:
     note: str = ""  # which images these are, in a sentence
 
     def __len__(self) -> int: return len(self.x)
+
+    def __repr__(self) -> str:
+        "In a line; a data set of numbers would fill the screen"
+        size = " x ".join(map(str, self.x.shape[1:]))
+        classes = f"{len(self.names)} classes" if self.names else "labels"
+        said = [f"{len(self):,} of {size}", str(self.x.dtype).removeprefix("torch."), "no labels" if self.y is None else classes]
+        return f"Images({', '.join(said)}{'; ' if self.note else ''}{self.note})"
 
     def __getitem__(self, index) -> "Images":
         "A part: a slice, a mask or a tensor of positions"
@@ -193,7 +202,30 @@ def pick(
 # %% ../nbs/00_core.ipynb #1b6b2e87
 def progress(it: Iterable, description: str = "", total: int | None = None) -> Iterable:
     "A progress bar for what takes over a second; it vanishes when done, is not drawn into files, nor where TQDM_DISABLE is set"
-    return tqdm(it, desc=description, total=total, leave=False, disable=bool(os.environ.get("TQDM_DISABLE")) or None, delay=1)
+    place = dict(file=_Output(), ncols=80) if _in_notebook() else {}
+    return tqdm(it, desc=description, total=total, leave=False, disable=bool(os.environ.get("TQDM_DISABLE")) or None, delay=1, **place)
+
+
+def _in_notebook() -> bool:
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    return "IPKernelApp" in getattr(shell, "config", {})
+
+
+class _Output:
+    "A line of a notebook that is empty again at the end: a widget, once its bar is gone, leaves a dead one in the file"
+    encoding, handle = "utf-8", None
+
+    def isatty(self) -> bool: return True
+
+    def write(self, text: str) -> None:
+        if "\r" not in text: return   # from line to line, in a terminal
+        from IPython.display import display
+        text = re.sub(r"\x1b\[A|[\r\n]", "", text).strip()
+        shown = {"text/plain": text} if text else {}
+        if self.handle: self.handle.update(shown, raw=True)
+        elif text: self.handle = display(shown, raw=True, display_id=True)
+
+    def flush(self) -> None: pass
 
 
 def takes(function: Callable, name: str) -> bool:

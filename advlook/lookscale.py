@@ -101,15 +101,16 @@ def shared_images(
     images: Images,  # `.y` may be None
     right: Sequence[str] | None = None,  # who must be right, or agree; None: all but "Random"; (): nobody
     batch_size: int = 256,
+    answers: dict[str, Tensor] | None = None,  # of the models, where they are known
 ) -> tuple[np.ndarray, Tensor]:  # positions [n] of the images to compare on, classes int64 [n] to explain
     "The images that the models in `right` classify correctly or, without labels, on which they agree; ValueError if there are none"
     right = ([name for name in models if name != "Random"] or list(models)) if right is None else list(right)
     if unknown := set(right) - set(models): raise ValueError(f"`right` names {', '.join(sorted(unknown))}, but the models are {', '.join(models)}")
     if images.y is None and not right: raise ValueError("without labels the class to explain is the one that the models in `right` agree on; name at least one")
-    answers = [predict(models[name], images.x, batch_size) for name in right]
-    y = answers[0] if images.y is None else images.y
+    answered = [answers[name] if answers else predict(models[name], images.x, batch_size) for name in right]
+    y = answered[0] if images.y is None else images.y
     kept = torch.ones(len(y), dtype=torch.bool)
-    for answer in answers: kept &= answer == y
+    for answer in answered: kept &= answer == y
     if not kept.any(): raise ValueError(f"on none of the {len(y)} images are {', '.join(right)} all right or agreed; take more images, or say in `right` which models must be")
     return kept.nonzero()[:, 0].numpy(), y[kept]
 

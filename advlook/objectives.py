@@ -216,13 +216,14 @@ def gradalign(
 # %% ../nbs/21_objectives.ipynb #7fe96bfa
 def make_objective(
     name: str,  # "std", "noise", "fgsm", "fast", "pgd", "trades" or "mart", perhaps with "+awp" or "+gradalign"
-    eps: float = 4/255,  # radius of the l_inf ball, on the scale of [0,1]; of `noise`: the standard deviation
+    eps: float = 4/255,  # radius of the ball, on the scale of [0,1]; of `noise`: the standard deviation
     steps: int = 10,  # of the attack within pgd, trades and mart
     label_smoothing: float = 0.0,
     crafting: str | None = None,  # mode of batch normalization while the attack crafts; None: the objective's own
+    kind: type = Linf,  # of the ball
 ) -> Callable:  # (model, x, y) -> scalar
     "An objective by its short name; ValueError for an unknown one"
-    ball, smooth = Linf(eps), dict(label_smoothing=label_smoothing) if label_smoothing else {}
+    ball, smooth = kind(eps), dict(label_smoothing=label_smoothing) if label_smoothing else {}
     mode = dict(crafting=crafting) if crafting else {}
     attacks = dict(fgsm=partial(fgsm, ball=ball), fast=partial(fgsm, ball=ball, random_start=True), pgd=partial(pgd, ball=ball, steps=steps))
     known = dict(std=partial(standard_loss, **smooth) if smooth else standard_loss, noise=partial(noise_loss, sigma=eps, **smooth),

@@ -75,10 +75,12 @@ def survives(
     batch_size: int = 256,
     seed: int = 0,  # of the attack's random numbers, drawn image by image
     fast: bool = False,  # craft in bfloat16, where the processor has it
+    answers: Tensor | None = None,  # int64 [N]: the model's to the untouched images, where they are known
 ) -> Tensor:  # bool [N]: right before and after the attack
     "Which images the model gets right, and still does after the attack"
-    y = labels_of(model, images, batch_size)
-    standing = predict(model, images.x, batch_size) == y
+    answered = predict(model, images.x, batch_size) if answers is None else answers
+    y = answered if images.y is None else images.y
+    standing = answered == y
     index = standing.nonzero().flatten().numpy()
     if not len(index): return standing
     on = crafted_on(model, images, attack, fast)
@@ -191,26 +193,29 @@ def attack_flags(
     seed: int = 0,
     n: int = 64,  # images to try
     queries: int = 300,  # of the attack without gradients
+    answers: Tensor | None = None,  # int64 [N]: to the untouched images, where they are known
 ) -> list[str]:  # sentences; empty if nothing looks wrong
     "What speaks against the robust accuracy of this model (Carlini et al. 2019; Croce & Hein 2020)"
-    few = images[:: max(1, len(images) // n)][:n]
-    few = replace(few, y=labels_of(model, few, batch_size))
-    few = few[predict(model, few.x, batch_size) == few.y]  # only what is right can show whether an attack works
+    chosen = torch.arange(len(images))[:: max(1, len(images) // n)][:n]
+    few = images[chosen]
+    answered = predict(model, few.x, batch_size) if answers is None else answers[chosen]
+    few = replace(few, y=answered if few.y is None else few.y)
+    few = few[answered == few.y]  # only what is right can show whether an attack works
     if not len(few): return []
-    flags = [*_random_answers(model, few, batch_size), *_probabilities(model, few, batch_size)]
+    z = scores(model, few.x, batch_size)
+    flags = [*_random_answers(model, few, z, batch_size), *_probabilities(z)]
     gradients = _gradients(model, few, batch_size)
     if flags and "differently" in flags[0] or gradients and "no gradient" in gradients[0]: return flags + gradients  # the rest would measure only that
-    share = lambda attack, ball: robust_accuracy(model, few, attack, ball, batch_size, seed)
+    share = lambda attack, ball: share_of(survives(model, few, attack, ball, batch_size, seed, answers=few.y))
     return flags + gradients + (_radii(share, attack, ball, few) if takes(attack, "ball") else []) + _without_gradients(share, model, attack, ball, few, batch_size, seed, queries)
 
 
-def _random_answers(model, images, batch_size) -> list[str]:
-    differ = (scores(model, images.x, batch_size) != scores(model, images.x, batch_size)).any(1).float().mean().item()
+def _random_answers(model, images, z, batch_size) -> list[str]:
+    differ = (z != scores(model, images.x, batch_size)).any(1).float().mean().item()
     return [f"The model answers {differ:.0%} of the images differently the second time: an attack on single answers proves nothing; use autoattack(version=\"rand\"), or attack attacks.Expectation(model)."] if differ else []
 
 
-def _probabilities(model, images, batch_size) -> list[str]:
-    z = scores(model, images.x, batch_size)
+def _probabilities(z: Tensor) -> list[str]:
     if z.min() < 0 or not torch.allclose(z.sum(1), torch.ones(len(z)), atol=1e-4): return []
     return ["The model returns probabilities where logits were expected: the loss takes a second softmax of them, and its gradients become too small; take the softmax out of the model."]
 
@@ -241,9 +246,10 @@ def _radii(share: Callable, attack: Callable, ball, images: Images) -> list[str]
 def _without_gradients(share, model, attack, ball, images, batch_size, seed, queries) -> list[str]:
     "Does Square fell what the attack did not?"
     if not isinstance(ball, (Linf, L2, L1)): return []
-    stands = survives(model, images, attack, ball, batch_size, seed)
+    stands = survives(model, images, attack, ball, batch_size, seed, answers=images.y)
     if not stands.any(): return []
-    fell = 1 - share_of(survives(model, images[stands], partial(square, ball=ball, queries=queries), ball, batch_size, seed))
+    still = images[stands]
+    fell = 1 - share_of(survives(model, still, partial(square, ball=ball, queries=queries), ball, batch_size, seed, answers=still.y))
     if fell * stands.sum() / len(images) <= 0.02: return []
     return [f"An attack that uses no gradients ({queries} queries of square) fells {fell:.0%} of the images that survived the attack with gradients: these are masked, or the attack is weak."]
 
