@@ -138,7 +138,7 @@ def _open_table(name: str, split: str, stream: bool = False, tree: Tree | None =
         do = "accept its terms on its page, then run `hf auth login`" if entry.get("gated") else str(error).splitlines()[0]
         raise ValueError(f"the hub does not hand out {source}: {do}") from None
 
-# %% ../nbs/04_data.ipynb #ae8bcd07
+# %% ../nbs/04_data.ipynb #ebfc6644
 class Listed(NamedTuple):
     "The photos of a split, not decoded yet"
     total: int
@@ -166,7 +166,7 @@ def list_photos(
     paths, y = [path for path, _ in reading.splits[chosen]], numbered(reading.splits[chosen], reading.names)
     read = lambda places: ((content(tree, paths[i]), plain(paths[i].rpartition("/")[2]), y and y[i]) for i in places)
     said = reading.said + another_split(chosen, split, entry)
-    return Listed(len(paths), read, y, y and reading.names, reading.left_out, said)
+    return Listed(len(paths), read, y, y and [*map(plain, reading.names)], reading.left_out, said)
 
 
 def _list_rows(table: Table, left_out: dict[str, list[str]]) -> Listed:

@@ -107,7 +107,8 @@ def _kind(file: str | Path | bytes) -> str:
     head = _head(file)
     if not head: return "it is empty"
     if head[4:8] == b"ftyp" and b"avi" in head[8:]: return "it is cut off, or AVIF, which needs Pillow 11.3 or newer"
-    if _is_heic(head): return "it is HEIC, which needs pillow-heif (pip install pillow-heif), or convert it to JPEG"
+    if _is_heic(head) and reads_heic(): return "it is HEIC, cut off or damaged"
+    if _is_heic(head): return "it is HEIC; install pillow-heif, or convert it to JPEG"
     if head[4:8] == b"ftyp": return "it is a film"
     if b"<svg" in head or head.startswith(b"<?xml"): return "it is a drawing (SVG); export it as PNG"
     if head.lstrip()[:5].lower() in (b"<!doc", b"<html"): return "it is a web page"

@@ -6,7 +6,7 @@
 __all__ = ['choose_split', 'another_split', 'find_tables', 'image_column', 'label_column', 'Table', 'quiet_datasets',
            'open_local', 'open_hub', 'column_values']
 
-# %% ../nbs/03c_tables.ipynb #d6c6001b
+# %% ../nbs/03c_tables.ipynb #c0457607
 import glob
 import posixpath
 import re
@@ -20,7 +20,7 @@ from .folders import Tree, ending
 
 if TYPE_CHECKING: from datasets import Dataset, Features, IterableDataset
 
-# %% ../nbs/03c_tables.ipynb #6a697a3c
+# %% ../nbs/03c_tables.ipynb #039be9dd
 _MEANT = dict(test=["test", "validation", "valid", "val"], train=["train", "training"])
 
 
@@ -41,7 +41,7 @@ def another_split(chosen: str, split: str, entry: dict) -> list[str]:
     if not chosen or chosen in (split, entry.get("splits", {}).get(split)): return []
     return [f"these are its {chosen} images, as there are none called {split}"]
 
-# %% ../nbs/03c_tables.ipynb #fb2c74c5
+# %% ../nbs/03c_tables.ipynb #88bf458b
 _WORD = re.compile(r"(?:^|[-._ 0-9])(train|training|validation|valid|val|dev|test|testing|eval|evaluation)(?=[-._ 0-9]|$)", re.I)
 _AS = dict(training="train", testing="test", eval="test", evaluation="test", dev="validation")
 
@@ -76,7 +76,7 @@ def _is_table(path: str) -> bool:
     name = posixpath.basename(path)
     return ending(name) in ("parquet", "arrow") and name != "metadata.parquet" and not name.startswith("cache-")
 
-# %% ../nbs/03c_tables.ipynb #fd4ab1a0
+# %% ../nbs/03c_tables.ipynb #b3b5899a
 def _holds_images(file: Path) -> bool:
     "Has a file beside photos a column of images?"
     import pyarrow.parquet as parquet
@@ -96,7 +96,7 @@ def _check(file: Path, whole: bool = False) -> None:
             for i in range(opened.num_row_groups if whole else 0): opened.read_row_group(i)
     except Exception: raise ValueError(f"{file.name!r} can't be read: it is cut off or damaged, or no parquet file") from None
 
-# %% ../nbs/03c_tables.ipynb #81cb5c2b
+# %% ../nbs/03c_tables.ipynb #63a355f6
 _LABELS = ("label", "labels", "fine_label")
 _ALIKE = ("class", "category", "target", "y", "cls", "class_id", "class_name", "category_id", "label_id", "label_name", "species", "breed")
 
@@ -139,7 +139,7 @@ def _repeats(values: list) -> bool:
     "Do most values come more than once, as classes do, and names of files don't?"
     return 1 < len(values) and len(set(values)) <= len(values) / 2
 
-# %% ../nbs/03c_tables.ipynb #05a8b8eb
+# %% ../nbs/03c_tables.ipynb #3b0e6c39
 class Table(NamedTuple):
     "Rows of a split; images are still files: {\"bytes\", \"path\"}"
     rows: "Dataset | IterableDataset"
