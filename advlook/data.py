@@ -25,7 +25,8 @@ import torch
 from torch import Tensor
 
 from .core import Images, atomic, progress, sweep
-from .folders import Tree, content, numbered, plain, read_folder, survey, tell_left_out
+from .folders import Tree, content, survey
+from .layouts import numbered, plain, read_folder, tell_left_out
 from .photos import decode, open_photo, reads_heic
 from .scales import MADE, made_images
 from .tables import Table, another_split, choose_split, open_hub, open_local
@@ -108,7 +109,7 @@ def find_source(
     if not hub_answers():
         here = f"; the folder of that name here is called './{name}'" if Path(name).is_dir() else ""
         raise ConnectionError(f"{name!r} is not in a local folder and the Hugging Face hub can't be reached; "
-                              f"set ADVLOOK_DATA to a folder that holds {name!r} (parquet files or class folders){here}")
+                              f"set ADVLOOK_DATA to a folder that holds it (parquet files or class folders){here}")
     return CATALOG[name]["hub"], CATALOG[name].get("config"), CATALOG[name].get("revision")
 
 # %% ../nbs/04_data.ipynb #c3090a16
@@ -122,7 +123,7 @@ def open_split(
     split: str = "test",  # "train" or "test"; other names are taken as they are
     stream: bool = False,  # fetch rows one by one as they are asked for
 ) -> tuple:  # (datasets.Dataset or IterableDataset, its image column, its label column or None)
-    "The rows of parquet files, here or on the hub; images are still files. ValueError: no rows, no such split, no images"
+    "The rows of parquet files, here or on the hub; images are still files. ValueError: no rows, split or images"
     table = _open_table(name, split, stream)
     if table is None: raise ValueError(f"{title_of(name)!r} holds no parquet files")
     return table.rows, table.image, table.label
@@ -134,11 +135,12 @@ def _open_table(name: str, split: str, stream: bool = False, tree: Tree | None =
     if place: return open_local(tree or survey(place), split, entry, stream)
     source, config, revision = find_source(name)
     try: return open_hub(source, config, revision, split, entry, stream)
-    except FileNotFoundError as error:   # all that `datasets` raises for what is absent, empty or gated descends from it
-        do = "accept its terms on its page, then run `hf auth login`" if entry.get("gated") else str(error).splitlines()[0]
+    except FileNotFoundError as error:   # what `datasets` raises for what is absent, empty or gated descends from it
+        gated = "accept its terms on its page, then run `hf auth login`" if entry.get("gated") else ""
+        do = gated or str(error).splitlines()[0]
         raise ValueError(f"the hub does not hand out {source}: {do}") from None
 
-# %% ../nbs/04_data.ipynb #ebfc6644
+# %% ../nbs/04_data.ipynb #e523a0f8
 class Listed(NamedTuple):
     "The photos of a split, not decoded yet"
     total: int
@@ -159,7 +161,8 @@ def list_photos(
     table = _open_table(name, split, tree=tree)
     if table: return _list_rows(table, {"beside the parquet files": tree.photos} if tree and tree.photos else {})
     if not tree.photos:
-        why = f"{title_of(name)!r} holds no images that can be read; it needs parquet files, class folders or image files"
+        needs = "it needs parquet files, class folders or image files"
+        why = f"{title_of(name)!r} holds no images that can be read; {needs}"
         raise ValueError("; ".join([why, *tell_left_out(tree.left_out)]))
     entry, reading = CATALOG.get(name, {}), read_folder(place, tree)
     chosen = choose_split([*reading.splits], split, entry)
@@ -258,7 +261,8 @@ def decode_rows(
 ) -> Decoded:
     "Rows to pixels; see `decode_files`"
     names = getattr(rows.features[label], "names", None) if label else None
-    return decode_files(files_of(rows, image, label), names, size, crop_pct, interpolation, channels, description, total)
+    files = files_of(rows, image, label)
+    return decode_files(files, names, size, crop_pct, interpolation, channels, description, total)
 
 
 def decode_files(
@@ -320,7 +324,7 @@ def _to_cache(file: Path, kept: Decoded) -> None:
 
 # %% ../nbs/04_data.ipynb #43ce7f8b
 def load_images(
-    name: str | Path,  # of the catalogue, of a made set (`scales.MADE`), of a folder in $ADVLOOK_DATA; or a path, as ./cifar10
+    name: str | Path,  # of the catalogue, a made set (`scales.MADE`), a folder in $ADVLOOK_DATA; or a path: ./cifar10
     split: str = "test",  # "train" or "test"; a folder without splits has one
     n: int | None = None,  # a class-balanced sample of so many; None: all
     seed: int = 0,  # of the sample
@@ -345,10 +349,11 @@ def load_images(
     return replace(images if len(part) == len(images) else images[part], note=note)
 
 
-def _decode_split(name: str, split: str, n: int | None, seed: int, how: tuple, file: Path, tree: Tree | None) -> Decoded:
-    "All of a set, or of a large one `n` images"
+def _decode_split(name: str, split: str, n: int | None, seed: int, how: tuple, file: Path, tree: Tree | None):
+    "`Decoded`: all of a set, or of a large one `n` images"
     pixels, title = 3 * (how[0] or 224) ** 2, f"decoding {title_of(name)}"
-    if not tree and CATALOG.get(name, {}).get(split, 0) * pixels > CACHE_LIMIT:   # it is on the hub, and would fill the disk
+    large = CATALOG.get(name, {}).get(split, 0) * pixels > CACHE_LIMIT
+    if large and not tree:   # it is on the hub, and would fill the disk
         if n is None: raise ValueError(f"{name!r} ({split}) is too large to be loaded whole; say how many images: n=500")
         rows, image, label = open_split(name, split, stream=True)
         return decode_rows(rows.shuffle(seed=seed, buffer_size=max(n, 500)).take(n), image, label, *how, f"fetching {name}", n)

@@ -22,7 +22,8 @@ from torch import Tensor
 
 from .core import Images, image_seeds
 from .data import CATALOG, as_name, find_source, list_photos, local_folder, open_split, title_of, to_labels
-from .folders import Tree, survey, tell_left_out
+from .folders import Tree, survey
+from .layouts import tell_left_out
 from .photos import decode, open_photo
 from .tables import choose_split, column_values, find_tables, quiet_datasets
 from .train import ahead
@@ -65,15 +66,16 @@ def _read_rows(file: str, index: int, image: str, label: str, number: dict | Non
         table = parquet.ParquetFile(opened).read_row_group(index, [image, label])
     labels = [number.get(y) if number else y for y in table[label].to_pylist()]
     cells = [cell or {} for cell in table[image].to_pylist()]
-    files = [b"" if y is None or y < 0 else cell.get("bytes") or cell.get("path") or b"" for cell, y in zip(cells, labels)]
-    return [(file, y or 0) for file, y in zip(files, labels)]
+    files = [cell.get("bytes") or cell.get("path") or b"" for cell in cells]
+    return [(b"", 0) if y is None or y < 0 else (file, y) for file, y in zip(files, labels)]
 
 
 def _row_groups(file: str, **columns) -> list[Group]:
     import fsspec
     import pyarrow.parquet as parquet
     with fsspec.open(file, "rb") as opened: about = parquet.ParquetFile(opened).metadata
-    return [Group(about.row_group(i).num_rows, partial(_read_rows, file, i, **columns)) for i in range(about.num_row_groups)]
+    rows = [about.row_group(i).num_rows for i in range(about.num_row_groups)]
+    return [Group(n, partial(_read_rows, file, i, **columns)) for i, n in enumerate(rows)]
 
 
 def find_groups(
@@ -99,7 +101,8 @@ def _parquet_files(name: str, split: str, tables: dict[str, list[str]]) -> list[
     import datasets
     if not tables:
         source, config, revision = find_source(name)
-        with quiet_datasets(): tables = datasets.load_dataset_builder(source, config, revision=revision).config.data_files
+        with quiet_datasets(): builder = datasets.load_dataset_builder(source, config, revision=revision)
+        tables = builder.config.data_files
     tables = {str(split): files for split, files in tables.items()}
     files = list(tables[choose_split([*tables], split, CATALOG.get(name, {}))])
     if files[0].lower().endswith(".parquet"): return files
@@ -113,9 +116,10 @@ def _classes(values: list) -> tuple[list[str], dict]:
     return names or [str(value) for value in known], {value: i for i, value in enumerate(known)}
 
 
-def _unlabelled(name: str) -> ValueError: return ValueError(f"{title_of(name)!r} has no labels, and training needs them")
+def _unlabelled(name: str) -> ValueError:
+    return ValueError(f"{title_of(name)!r} has no labels, and training needs them")
 
-# %% ../nbs/23_stream.ipynb #5895588e
+# %% ../nbs/23_stream.ipynb #82b0df65
 def _photo_groups(name: str, split: str, tree: Tree) -> tuple[list[Group], tuple[str, ...]]:
     "Of a folder or a zip of photos: a hundred at random make a group"
     listed = list_photos(name, split, tree)

@@ -1,6 +1,6 @@
 """Every data set of the paper from a small file in the layout that its hub has; folders, zips and parquet files as people
 have them; the cache with processes that race or are killed"""
-import csv, io, json, os, random, re, shutil, signal, subprocess, sys, time, tracemalloc, zipfile
+import csv, io, json, os, random, shutil, signal, subprocess, sys, time, tracemalloc, zipfile
 from pathlib import Path
 
 import datasets
@@ -10,8 +10,9 @@ import torch
 from PIL import Image, features
 
 from advlook.data import CATALOG, content_hash, find_source, load_images, local_folder
-from advlook.folders import LARGEST, numbered, read_folder, survey
-from advlook.photos import decode, open_photo, reads_heic
+from advlook.folders import LARGEST
+from advlook.layouts import numbered, read_folder
+from advlook.photos import reads_heic
 from advlook.stream import Stream, find_groups
 
 LABELS = dict(svhn=10, cifar10=10, cifar100=100, stl10=10, food101=101, flowers102=102, imagenet=1000) | {"tiny-imagenet": 200, "stanford-dogs": 120, "cub200": 200}
@@ -194,13 +195,13 @@ def test_splits_without_classes(here):
     got, note = found("set", "train")
     assert got == {shade("Train/1.png"): None, shade("Train/2.png"): None}
     got, note = found("set", "test")
-    assert got == {shade("Validation/3.png"): None} and "these are its validation images, as there are none called test" in note
+    assert got == {shade("Validation/3.png"): None} and "these are its validation images, as it has no test images" in note
     photos(here/"contest", "train/cat/1.png", "train/dog/2.png", "test/3.png")   # Kaggle's
     assert found("contest", "train")[0] == wanted(cat=["train/cat/1.png"], dog=["train/dog/2.png"])
     assert found("contest")[0] == {shade("test/3.png"): None}
     with pytest.raises(ValueError, match="'contest' has no labels, and training needs them"): find_groups("contest", "test")
     photos(here/"one", "train/cat/1.png", "train/dog/2.png")
-    assert "these are its train images, as there are none called test" in found("one")[1]
+    assert "these are its train images, as it has no test images" in found("one")[1]
     with pytest.raises(ValueError, match="there is no split 'extra'; there are test, train"): load_images("contest", "extra", size=8)
 
 
@@ -410,9 +411,9 @@ def test_a_path_is_a_path_and_a_name_the_catalogues(here, monkeypatch):
     assert load_images("sub/set", size=8).names == ["e"] and local_folder("./sub/set") is None and find_source("cifar10")[0] == str(here/"data/cifar10")
 
 
-def table(path, n=6, split_by=None, image=None, **columns):
+def table(path, n=6, image=None, **columns):
     "A parquet file of n photos of their own shades"
-    kinds = {int: datasets.Value("int64"), str: datasets.Value("string"), datasets.ClassLabel: None}
+    kinds = {int: datasets.Value("int64"), str: datasets.Value("string")}
     image = image or [Image.new("L", (12, 16), 10 * i) for i in range(n)]
     listed = {name: datasets.ClassLabel(names=["x", "y", "z"]) if name.startswith("listed") or name.endswith("label") else kinds[type(next(v for v in values if v is not None))]
               for name, values in columns.items()}
