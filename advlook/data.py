@@ -140,7 +140,7 @@ def _open_table(name: str, split: str, stream: bool = False, tree: Tree | None =
         do = gated or str(error).splitlines()[0]
         raise ValueError(f"the hub does not hand out {source}: {do}") from None
 
-# %% ../nbs/04_data.ipynb #e523a0f8
+# %% ../nbs/04_data.ipynb #2d8805f9
 class Listed(NamedTuple):
     "The photos of a split, not decoded yet"
     total: int

@@ -26,11 +26,12 @@ _HEIC = frozenset(["heic", "heif", "hif"])
 _RAW = frozenset("dng cr2 cr3 crw nef nrw arw sr2 srf raf orf rw2 pef srw x3f 3fr iiq erf kdc mrw raw rwl".split())
 _ARCHIVES = frozenset("zip tar tgz gz bz2 xz 7z rar zst".split())
 _OTHERS = frozenset("""txt xml json jsonl csv tsv yaml yml toml ini cfg md rst html htm css js svg pdf ps eps ai
-    doc docx xls xlsx pptx py ipynb sh m r mat npy npz pkl h5 hdf5 pt pth onnx safetensors parquet arrow db log names data cache lock
+    doc docx xls xlsx pptx py ipynb sh m r
+    mat npy npz pkl h5 hdf5 pt pth onnx safetensors parquet arrow db log names data cache lock
     mp4 avi mov mkv mpg mpeg webm mp3 wav""".split())
 _SYSTEM = frozenset(["thumbs.db", "desktop.ini", "ehthumbs.db", "__macosx", "@eadir"])   # put there by no person
 
-# %% ../nbs/03b_folders.ipynb #a06351ac
+# %% ../nbs/03b_folders.ipynb #caa6ae8f
 def ending(path: str) -> str:
     "What comes after the last dot, in small letters, if that looks like the ending of a name"
     found = re.search(r"[^/]\.([a-z0-9]{1,8})$", path.lower())
@@ -78,7 +79,7 @@ def _stat(file: Path) -> list[tuple]:
     about = file.stat()
     return [(file.name, about.st_size, about.st_mtime_ns)]
 
-# %% ../nbs/03b_folders.ipynb #9ff9d4ed
+# %% ../nbs/03b_folders.ipynb #b2f6b2dc
 class Found(NamedTuple):
     path: str
     wrong: str = ""  # why it can't be read, if it can't
@@ -107,7 +108,7 @@ def _walk(root: Path) -> Iterator[Found]:
                 yield Found(f"{path}{entry.name}/", "links that lead in a circle"); continue
             todo.append((entry.path, f"{path}{entry.name}/", (*above, here), crossed))
 
-# %% ../nbs/03b_folders.ipynb #d8199037
+# %% ../nbs/03b_folders.ipynb #68437102
 def _found(entry: os.DirEntry, path: str, about: os.stat_result) -> Found:
     "A file, into which a look is taken only if its name says nothing"
     if not entry.is_file(): return Found(path + entry.name, "devices, no files")
@@ -132,7 +133,7 @@ def _opened_zip(place: Path, stamp: tuple) -> tuple[zipfile.ZipFile, dict[str, z
     if any(m.flag_bits & 1 for m in members.values()): raise ValueError(f"{place.name!r} is encrypted; unpack it first")
     return archive, members
 
-# %% ../nbs/03b_folders.ipynb #fccc1900
+# %% ../nbs/03b_folders.ipynb #403f8986
 def _zipped(place: Path) -> Iterator[Found]:
     "Every file in a zip"
     archive, members = _opened_zip(place, *_stat(place))
@@ -174,7 +175,7 @@ def _unreadable(kind: str) -> str:
 def _from_system(path: str) -> bool:
     return any(part.startswith("._") or part.lower() in _SYSTEM for part in path.split("/"))
 
-# %% ../nbs/03b_folders.ipynb #dfd064e3
+# %% ../nbs/03b_folders.ipynb #7514d1c1
 def content(tree: Tree, path: str) -> str | bytes:
     "What `photos.open_photo` reads: a file's path, or, in a zip, what is in the file"
     if tree.place.is_dir(): return str(tree.place / path)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SPLITS', 'TABLES', 'Reading', 'arrange', 'plain', 'told_classes', 'read_folder', 'numbered', 'tell_left_out']
 
-# %% ../nbs/03c_layouts.ipynb #b75ed409
+# %% ../nbs/03c_layouts.ipynb #0527e06a
 import csv
 import io
 import json
@@ -27,7 +27,7 @@ _NO_CLASS = frozenset("images image imgs img jpegimages photos photo pictures pi
 
 class Reading(NamedTuple):
     "Which photos a folder holds"
-    splits: dict[str, list[tuple[str, str | None]]]  # (path, class) of each photo; without splits there is one, called ""
+    splits: dict[str, list[tuple[str, str | None]]]  # (path, class) of each photo; a folder without splits has one: ""
     names: list[str] | None  # of the classes, in order
     left_out: dict[str, list[str]]  # by the reason
     said: list[str]  # what is unusual, in half sentences
@@ -75,7 +75,7 @@ def _splits(inside: list[tuple], left_out: dict) -> tuple[dict[str, list[tuple]]
         else: left_out.setdefault("beside the folders of splits", []).append(path)
     return splits, tops
 
-# %% ../nbs/03c_layouts.ipynb #e1e45be0
+# %% ../nbs/03c_layouts.ipynb #23b65603
 def _class_folders(splits: dict, title: str) -> list[str]:
     "Folders below splits, or at the top: those that are classes"
     names = sorted({parts[0] for inside in splits.values() for _, parts in inside if len(parts) > 1})
@@ -97,7 +97,7 @@ def _uneven(placed: dict, names: list[str]) -> list[str]:
     differ = len({frozenset(some) for some in having.values() if some}) > 1
     return [f"the {len(names)} classes are those of all splits together"] if differ else []
 
-# %% ../nbs/03c_layouts.ipynb #6d462c98
+# %% ../nbs/03c_layouts.ipynb #c41f8dc2
 def _listed(words: list[str], most: int = 5) -> str:
     return ", ".join(map(plain, words[:most])) + ", …" * (len(words) > most)
 
@@ -109,7 +109,7 @@ def plain(name: str) -> str:
     "A file's name, fit to be printed"
     return "".join(c if c.isprintable() else "?" for c in name)
 
-# %% ../nbs/03c_layouts.ipynb #f62392e2
+# %% ../nbs/03c_layouts.ipynb #b7fb1162
 TABLES = ("metadata.csv", "metadata.jsonl")
 _FROM_TABLE = "its classes are those of its metadata file"
 
@@ -140,7 +140,7 @@ def _word(value) -> str:
     if isinstance(value, (list, dict)): raise ValueError("its labels are no single words or numbers")
     return "" if value is None else str(value).strip()
 
-# %% ../nbs/03c_layouts.ipynb #cd0a1648
+# %% ../nbs/03c_layouts.ipynb #fb0e61b3
 def told_classes(tree: Tree) -> tuple[dict[str, str], list[str]]:
     "Classes by path, and what was wrong"
     told, said = {}, []
@@ -160,7 +160,7 @@ def _same(path: str) -> str:
     "One way to write a path: é as one sign, and no ./"
     return unicodedata.normalize("NFC", posixpath.normpath(path))
 
-# %% ../nbs/03c_layouts.ipynb #179e8a1d
+# %% ../nbs/03c_layouts.ipynb #9d0ae71f
 def _covers(told: dict[str, str], splits: dict) -> bool:
     "Are all photos listed, of each split of which any is?"
     listed = [[_same(path) in told for path, _ in inside] for inside in splits.values()]
@@ -175,7 +175,7 @@ def _as_told(told: dict[str, str], splits: dict, left_out: dict, said: list[str]
     more = _uneven(placed, names)
     return Reading(placed, names, left_out, [*said, _FROM_TABLE, *more])
 
-# %% ../nbs/03c_layouts.ipynb #7426d30e
+# %% ../nbs/03c_layouts.ipynb #0be7d1f1
 def read_folder(
     place: str | Path,  # a folder, a zip or a photo
     tree: Tree | None = None,  # from `survey`, if that was called already
@@ -197,7 +197,7 @@ def _ignored(others: list[str]) -> list[str]:
     kinds = f" ({_listed(kinds, 3)})" if kinds else ""
     return [f"{len(others):,} other file{'s' * (len(others) > 1)}{kinds} {_were(others)} ignored"]
 
-# %% ../nbs/03c_layouts.ipynb #5830c086
+# %% ../nbs/03c_layouts.ipynb #9fc30d3f
 def numbered(
     rows: list[tuple[str, str | None]],  # of a split
     names: list[str] | None,  # of the classes

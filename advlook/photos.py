@@ -74,7 +74,8 @@ def _from_16_bits(image: "Image", name: str) -> "Image":
     from PIL import Image
     values = np.asarray(image).astype(np.int64)
     low, high = values.min(initial=0), values.max(initial=0)
-    if low < 0 or high > 65535: raise ValueError(f"{name!r} holds numbers from {low} to {high}; convert it to 8 or 16 bits")
+    if low < 0 or high > 65535:
+        raise ValueError(f"{name!r} holds numbers from {low} to {high}; convert it to 8 or 16 bits")
     return Image.fromarray(np.round(values / 257).astype(np.uint8))
 
 
@@ -99,7 +100,8 @@ def _head(file: str | Path | bytes) -> bytes:
     with open(file, "rb") as opened: return opened.read(64)
 
 
-def _is_heic(head: bytes) -> bool: return head[4:8] == b"ftyp" and any(b in head[8:] for b in (b"hei", b"hev", b"mif1", b"msf1"))
+def _is_heic(head: bytes) -> bool:
+    return head[4:8] == b"ftyp" and any(brand in head[8:] for brand in (b"hei", b"hev", b"mif1", b"msf1"))
 
 
 def _kind(file: str | Path | bytes) -> str:
@@ -138,7 +140,8 @@ def _fit(image: "Image", size: int, shorter: int, resample: int) -> "Image":
     "Resize the shorter side, keep the middle"
     width, height = (shorter if side == min(image.size) else int(shorter * side / min(image.size)) for side in image.size)
     left, top = (round((side - size) / 2) for side in (width, height))
-    if max(width, height) <= 16 * shorter: return image.resize((width, height), resample).crop((left, top, left + size, top + size))
+    right, bottom = left + size, top + size
+    if max(width, height) <= 16 * shorter: return image.resize((width, height), resample).crop((left, top, right, bottom))
     across, down = image.width / width, image.height / height   # a thin strip: of 1 x 12,000 pixels all would take 3 GB
-    middle = (left * across, top * down, min((left + size) * across, image.width), min((top + size) * down, image.height))
+    middle = (left * across, top * down, min(right * across, image.width), min(bottom * down, image.height))
     return image.resize((size, size), resample, middle)

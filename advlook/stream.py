@@ -119,7 +119,7 @@ def _classes(values: list) -> tuple[list[str], dict]:
 def _unlabelled(name: str) -> ValueError:
     return ValueError(f"{title_of(name)!r} has no labels, and training needs them")
 
-# %% ../nbs/23_stream.ipynb #82b0df65
+# %% ../nbs/23_stream.ipynb #13afbf98
 def _photo_groups(name: str, split: str, tree: Tree) -> tuple[list[Group], tuple[str, ...]]:
     "Of a folder or a zip of photos: a hundred at random make a group"
     listed = list_photos(name, split, tree)

@@ -6,7 +6,7 @@
 __all__ = ['choose_split', 'another_split', 'find_tables', 'image_column', 'label_column', 'Table', 'quiet_datasets',
            'open_local', 'open_hub', 'column_values']
 
-# %% ../nbs/03d_tables.ipynb #e5f47089
+# %% ../nbs/03d_tables.ipynb #bc367b4a
 import glob
 import posixpath
 import re
@@ -19,7 +19,7 @@ from .folders import Tree, ending
 
 if TYPE_CHECKING: from datasets import Dataset, Features, IterableDataset
 
-# %% ../nbs/03d_tables.ipynb #663c588f
+# %% ../nbs/03d_tables.ipynb #9a0eddd0
 _MEANT = dict(test=["test", "validation", "valid", "val"], train=["train", "training"])
 
 
@@ -40,7 +40,7 @@ def another_split(chosen: str, split: str, entry: dict) -> list[str]:
     if not chosen or chosen in (split, entry.get("splits", {}).get(split)): return []
     return [f"these are its {chosen} images, as it has no {split} images"]
 
-# %% ../nbs/03d_tables.ipynb #6605147d
+# %% ../nbs/03d_tables.ipynb #271b6ac9
 _NAMES = "train|training|validation|valid|val|dev|test|testing|eval|evaluation"
 _WORD = re.compile(rf"(?:^|[-._ 0-9])({_NAMES})(?=[-._ 0-9]|$)", re.I)
 _AS = dict(training="train", testing="test", eval="test", evaluation="test", dev="validation")
@@ -53,7 +53,7 @@ def _split_of(path: str) -> str | None:
     for part in [name, *reversed(folders)]:
         if found := _WORD.search(part): return _AS.get(found[1].lower(), found[1].lower())
 
-# %% ../nbs/03d_tables.ipynb #58e1cea7
+# %% ../nbs/03d_tables.ipynb #2fa5289e
 def find_tables(
     tree: Tree,  # from `folders.survey`
     entry: dict,  # of the catalogue
@@ -76,7 +76,7 @@ def _is_table(path: str) -> bool:
     name = posixpath.basename(path)
     return ending(name) in ("parquet", "arrow") and name != "metadata.parquet" and not name.startswith("cache-")
 
-# %% ../nbs/03d_tables.ipynb #bcab618a
+# %% ../nbs/03d_tables.ipynb #379df6a6
 def _holds_images(file: Path) -> bool:
     "Has a file beside photos a column of images?"
     import pyarrow.parquet as parquet
@@ -97,7 +97,7 @@ def _check(file: Path, whole: bool = False) -> None:
     except Exception:
         raise ValueError(f"{file.name!r} can't be read: it is cut off or damaged, or no parquet file") from None
 
-# %% ../nbs/03d_tables.ipynb #0ed8bc7c
+# %% ../nbs/03d_tables.ipynb #634861f1
 _LABELS = ("label", "labels", "fine_label")
 _ALIKE = ("class", "category", "target", "y", "cls", "species", "breed",
           "class_id", "class_name", "category_id", "label_id", "label_name")
@@ -112,7 +112,7 @@ def image_column(features: "Features", entry: dict) -> str:
     if known or len(images) == 1: return known or images[0]
     raise ValueError(f"it has the columns {', '.join(features)}, and none is called image or img")
 
-# %% ../nbs/03d_tables.ipynb #46c3b5ad
+# %% ../nbs/03d_tables.ipynb #beebe241
 def label_column(
     features: "Features",  # of the columns
     image: str,  # the column of images
@@ -146,7 +146,7 @@ def _repeats(values: list) -> bool:
     "Do most values come more than once, as classes do, and names of files don't?"
     return 1 < len(values) and len(set(values)) <= len(values) / 2
 
-# %% ../nbs/03d_tables.ipynb #20a63d8a
+# %% ../nbs/03d_tables.ipynb #8f389be7
 class Table(NamedTuple):
     "Rows of a split; images are still files: {\"bytes\", \"path\"}"
     rows: "Dataset | IterableDataset"
@@ -154,7 +154,7 @@ class Table(NamedTuple):
     label: str | None  # column
     said: list[str]  # what is unusual, in half sentences
 
-# %% ../nbs/03d_tables.ipynb #ca5c998f
+# %% ../nbs/03d_tables.ipynb #1e431eb2
 @contextmanager
 def quiet_datasets() -> Iterator[None]:
     "Within: `datasets` draws no bars of its own. After: as before"
@@ -165,7 +165,7 @@ def quiet_datasets() -> Iterator[None]:
     finally:
         if not quiet: datasets.enable_progress_bars()
 
-# %% ../nbs/03d_tables.ipynb #a1d23d87
+# %% ../nbs/03d_tables.ipynb #82ff5e77
 def open_local(
     tree: Tree,  # from `folders.survey`
     split: str,  # "train" or "test"; other names are taken as they are
@@ -199,7 +199,7 @@ def open_hub(
     rows = _load(source, config, revision=revision, split=choose_split(names, split, entry), streaming=stream)
     return _with_columns(rows, entry, [], lambda column: [])
 
-# %% ../nbs/03d_tables.ipynb #13353aea
+# %% ../nbs/03d_tables.ipynb #19941d35
 def column_values(files: list[str], column: str) -> list:
     "A column of parquet files, here or on the hub"
     import fsspec
