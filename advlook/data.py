@@ -72,6 +72,7 @@ def local_folder(
     name = as_name(name)
     path, root = Path(name).expanduser(), os.environ.get("ADVLOOK_DATA")
     within = [Path(root).expanduser() / name] if root else []
+    if not name: return None
     is_path = "/" in name or os.sep in name or name.startswith((".", "~"))
     if is_path: places = [path] if name.startswith((".", "~")) or name.endswith(("/", os.sep)) else [path, *within]
     else: places = within if name in CATALOG or name in MADE else [*within, path]

@@ -64,7 +64,7 @@ def survey(
     place: str | Path,  # a folder, a zip, or a file that is taken for a photo
 ) -> Tree:
     "What is there. ValueError for a zip that is damaged or encrypted, or another archive"
-    place = Path(place)
+    place = Path(place).absolute()
     kind = ending(place.name)
     if place.is_dir(): return _sorted_out(place, _walk(place))
     is_zip = kind == "zip" or kind not in _PHOTOS and zipfile.is_zipfile(place)

@@ -450,6 +450,7 @@ def test_a_path_is_a_path_and_a_name_the_catalogues(here, monkeypatch):
     with pytest.raises(ValueError, match="there is no data set or folder './imagenette'"): load_images("./imagenette")
     with pytest.raises(ValueError, match="there is no data set or folder 'none/of/it'"): load_images(Path("none/of/it"))
     with pytest.raises(ConnectionError): load_images(Path("imagenette"))
+    with pytest.raises(ValueError, match="there is no data set or folder ''"): load_images("")
     monkeypatch.setenv("ADVLOOK_DATA", str(here/"data"))
     photos(here/"data", "cifar10/c/1.png", "mine/d/1.png", "sub/set/e/1.png")
     assert load_images("cifar10", size=8).names == ["c"] and load_images("./cifar10", size=8).names == ["a", "b"]
