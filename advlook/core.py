@@ -83,7 +83,7 @@ class Images:
     def __repr__(self) -> str:
         "In a line; a data set of numbers would fill the screen"
         size = " x ".join(map(str, self.x.shape[1:]))
-        classes = f"{len(self.names)} classes" if self.names else "labels"
+        classes = f"{len(self.names)} class{'es' * (len(self.names) != 1)}" if self.names else "labels"
         said = [f"{len(self):,} of {size}", str(self.x.dtype).removeprefix("torch."), "no labels" if self.y is None else classes]
         return f"Images({', '.join(said)}{'; ' if self.note else ''}{self.note})"
 

@@ -374,7 +374,7 @@ def _note(n: int, total: int, name: str, split: str, kept: Decoded, enlarged: in
     parts = [(f"{n:,} of {total:,}" if n < total else f"all {n:,}") + f" image{'s' * (total != 1)} of {name} ({split})"]
     some = ", ".join(kept.skipped[:3]) + (", …" if len(kept.skipped) > 3 else "")
     if kept.skipped: parts.append(f"{len(kept.skipped)} more can't be read and were left out ({some})")
-    if enlarged: parts.append(f"{enlarged} of them had to be enlarged, and have no fine detail to look at")
+    if enlarged: parts.append(f"{enlarged} of them had to be enlarged, and {'has' if enlarged == 1 else 'have'} no fine detail to look at")
     return "; ".join([*parts, *kept.said, *tell_left_out(kept.left_out)])
 
 # %% ../nbs/04_data.ipynb #3c0740fa

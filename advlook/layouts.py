@@ -42,7 +42,7 @@ def arrange(
     root, left_out = _wrapper(paths, title), {}
     said = [f"its only folder {root[:-1]} was opened"] if root and root[:-1] != title else []
     splits, tops = _splits([(path, path[len(root):].split("/")) for path in paths], left_out)
-    if tops: said.append(f"its folder{'s' * (len(tops) > 1)} {_listed(tops)} {_were(tops)} taken as splits")
+    if tops: said.append(f"its folder{'s' * (len(tops) > 1)} {_listed(tops)} {_were(tops)} taken as {'a split' if len(tops) == 1 else 'splits'}")
     if told and _covers(told, splits): return _as_told(told, splits, left_out, said)
     names = _class_folders(splits, title)
     odd = [name for name in names if _LIKE_SPLIT.match(name) or name.lower() in _NO_CLASS]
