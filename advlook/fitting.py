@@ -276,4 +276,4 @@ def _what_was_allowed(name: str, computed: list[str], idle: list[str], extra: li
         (old, f"{name} is from before PyTorch 0.4.1 and does not count batches, which changes nothing in evaluation"),
         (computed, f"{name} lacks {few(computed)}, which the architecture computes by itself"),
         (idle, f"{name} lacks {few(idle)} in this shape, which has no effect on the answers in evaluation"),
-        (extra, f"{name}: {len(extra)} of its tensors are not the network's and were left out: {few(extra)}")) if keys]
+        (extra, f"{name}: tensors beside the network were left out, {len(extra)} in all: {few(extra)}")) if keys]
