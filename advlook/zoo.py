@@ -10,18 +10,16 @@ __all__ = ['PAIRS', 'save_model', 'load_checkpoint', 'bundled', 'bundled_runs', 
 import difflib
 import hashlib
 import json
-import os
 import re
-import sys
 from collections.abc import Callable
 from contextlib import contextmanager
 from functools import cache
-from importlib import import_module
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from .accept import find_function, from_here, told
 from .checkpoints import read_weights
 from .core import atomic
 from .data import hub_answers
@@ -384,7 +382,7 @@ def _from_library(library: str):
             with _short_of_network():
                 model = create_model(f"{library}:{plain}", classes, size=options.get("size"), pretrained=True)
         except ValueError: raise
-        except RuntimeError as error: raise ValueError(f"the weights of {library}:{name} can't be loaded: {_told(error)}") from None
+        except RuntimeError as error: raise ValueError(f"the weights of {library}:{name} can't be loaded: {told(error)}") from None
         except OSError as error:   # also of what the hub's library and urllib raise for want of a network
             raise ConnectionError(f"the weights of {library}:{name} are not in the local cache and can't be downloaded ({type(error).__name__}); download them where there is a network, or name a file of yours: PATH:{library}:{name}") from None
         model.class_names, model.notes = (_imagenet_names() if classes == 1000 else None), []
@@ -415,30 +413,17 @@ def _short_of_network():
 def _from_function(what: str, **options) -> nn.Module:
     "What `function()` of a module in this folder or on Python's path returns"
     if options.pop("num_classes", None): raise ValueError(f"{what} makes its model itself; the number of classes can't be set from outside")
-    here = os.getcwd()
-    sys.path.insert(0, here)
-    try: model = _called(what)
-    finally: sys.path.remove(here)
+    model = _made(what, find_function(what))
     if not isinstance(model, nn.Module): raise ValueError(f"{what} returns a {type(model).__name__}; it should return a torch.nn.Module that takes images in [0,1]")
     return set_preparation(model, crop=options.pop("crop_pct", None), **options).eval()
 
 
-def _called(what: str):
-    name, _, function = what.partition(":")
-    try: module = import_module(name)
-    except ModuleNotFoundError as error:
-        own = error.name == name or name.startswith(f"{error.name}.")
-        raise ValueError(f"{what}: there is no module {error.name!r}" + (" in this folder or on Python's path, and no such file" if own else f", which {name} imports")) from None
-    except (Exception, SystemExit) as error: raise ValueError(f"{what}: importing {name} failed: {_told(error)}") from None
-    if not hasattr(module, function):
-        near = difflib.get_close_matches(function, dir(module), n=3)
-        raise ValueError(f"{what}: {name} has no function {function!r}" + (f"; did you mean {' or '.join(near)}?" if near else ""))
-    made = getattr(module, function)
-    try: return made if isinstance(made, nn.Module) else made()
-    except (Exception, SystemExit) as error: raise ValueError(f"{what} failed: {_told(error)}") from None
-
-
-def _told(error: BaseException) -> str: return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}".rstrip(": ")
+def _made(what: str, made):
+    "A model, or what a function makes"
+    if isinstance(made, nn.Module): return made
+    with from_here():
+        try: return made()
+        except (Exception, SystemExit) as error: raise ValueError(f"{what} failed: {told(error)}") from None
 
 
 _SCHEMES = dict(timm=_from_library("timm"), torchvision=_from_library("torchvision"), hub=_from_hub, pair=_from_pair, bundled=_from_bundled)
