@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from test_cli import advlook, photos  # noqa: F401 (fixtures)
+from test_cli import advlook, photos, server  # noqa: F401 (fixtures)
 from advlook.standin import computes_bfloat16
 from test_house import ROOT
 
