@@ -116,8 +116,9 @@ def draw_looks(models: dict[str, nn.Module], images: Images, looks: dict[str, Ca
             maps = {name: torch.stack([m / map_scale(m) for m in ms]) for name, ms in maps.items()}
             scale = "Where a model is sure of its answer its loss hardly changes, so each photo has a scale of its own here: compare patterns, not strengths."
         said = " ".join(say_scales(tables, look, trained(models)))
+        among = "the same photo" if len(images) == 1 else f"the same {len(images)} photos"
         name = re.sub(r"\W+", "-", look.lower()).strip("-") if look in LOOKS else f"own-{number}"   # names of one's own may hold anything
-        yield Drawing(f"maps-{name}", f"What they look at: {look}", said, f"The {look} of each model on the same {count(len(images), 'photo')}, signed and in color: mid-grey is zero, brighter raises the score and darker lowers it. " + scale,
+        yield Drawing(f"maps-{name}", f"What they look at: {look}", said, f"The {look} of each model on {among}, signed and in color: mid-grey is zero, brighter raises the score and darker lowers it. " + scale,
                       show_maps(maps, images.x, short_titles(images), width=0.9 if len(images) > 8 else 1.4), photos=True)
 
 
@@ -413,4 +414,5 @@ def _caption(images: Images) -> str:
     "How to read the table"
     n = len(images)
     among, robust = ("that all trained models get right", " Robust accuracy counts all images, defense rate only those that were right before the attack.") if images.y is not None else ("on which all trained models agree", "")
-    return f"On {count(n)} a share of 50 % is known to about ±{100 / n ** 0.5:.0f} points. Look scale: geometric mean over the images {among}, with its 95 % bootstrap interval.{robust}"
+    known = f"On {count(n)} a share of 50 % is known to about ±{100 / n ** 0.5:.0f} points." if n >= 10 else "So few images say next to nothing of shares."
+    return f"{known} Look scale: geometric mean over the images {among}, with its 95 % bootstrap interval.{robust}"
