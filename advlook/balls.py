@@ -37,7 +37,8 @@ def as_radius(
                          f"such as 4/255, but eps is {eps!r}")
     if largest < number < math.inf:
         meant = f"; did you mean {number:g}/255?" if number <= 255 else ""
-        raise ValueError(f"pixels lie in [0, 1], so a radius in l_inf is at most {largest:g}, but eps is {number:g}{meant}")
+        raise ValueError("pixels lie in [0, 1], so a radius in l_inf is at most 1, "
+                         f"but eps is {number:g}{meant}")
     return number if isinstance(number, (int, float)) else float(number)
 
 
@@ -51,7 +52,7 @@ def without_rounding(
     d: Tensor,  # perturbations [N,...]
     size: float,  # the norm of a perturbation of 1 in every pixel
 ) -> float:  # of the radius what is left, at least 0
-    "A perturbation no larger than this is in the ball of radius `eps` after x + d, in [0,1], was rounded to the type of `d`"
+    "No larger a perturbation leaves the ball of radius `eps` when x + d, in [0,1], is rounded to the type of `d`"
     return max(0.0, eps - torch.finfo(d.dtype).eps * (size / 4 + 4 * eps))
 
 # %% ../nbs/10_balls.ipynb #688b58f4

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['to_float', 'check_images', 'check_labels', 'check_classes', 'Images', 'logits', 'parameters_of', 'device_of',
            'dtype_of', 'frozen', 'image_seeds', 'PerImage', 'draw', 'seeded', 'pick', 'progress', 'takes', 'call',
-           'in_batches', 'with_gradients', 'whole_float32', 'answers', 'check_scores', 'predict', 'scores', 'describe',
-           'beside', 'sweep', 'atomic']
+           'in_batches', 'with_gradients', 'whole_float32', 'answers', 'NoAnswer', 'check_scores', 'predict', 'scores',
+           'describe', 'beside', 'sweep', 'atomic']
 
 # %% ../nbs/00_core.ipynb #c5168a1f
 import glob
@@ -363,16 +363,19 @@ def answers(
     with whole_float32(), torch.no_grad(): return check_scores(logits(model, x)).argmax(1)
 
 
+class NoAnswer(ValueError): "A model's logits name no class"
+
+
 def check_scores(
     z: Tensor,  # logits [N,K]
 ) -> Tensor:  # the same
-    "ValueError if no class can be read from them"
+    "NoAnswer, a ValueError, if no class can be read from them"
     if not len(z): return z
     if z.shape[1] < 2:
-        raise ValueError(f"the model gives each image {z.shape[1]} score, and an answer is the largest of several; "
+        raise NoAnswer(f"the model gives each image {z.shape[1]} score, and an answer is the largest of several; "
                          "for two classes of one logit wrap it: `lambda x: torch.cat([-model(x), model(x)], 1)`")
     if not (fine := z.amax(1).isfinite()).all():   # -inf masks a class; NaN is larger than all
-        raise ValueError(f"the model answers {(~fine).sum()} of {len(z)} images with NaN or infinity, and so with no class; "
+        raise NoAnswer(f"the model answers {(~fine).sum()} of {len(z)} images with NaN or infinity, and so with no class; "
                          "its weights, or numbers beyond the range of its type, are at fault")
     return z
 
