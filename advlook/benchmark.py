@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from .accept import accept_images, accept_models, accept_transforms
-from .core import PerImage, check_classes, device_of, image_seeds, progress, scores, seeded, takes, to_float
+from .core import (PerImage, batches, check_classes, device_of, image_seeds, progress, scores, seeded, takes,
+                          to_float)
 from .data import Images
 from .show import fill_between
 from .transforms import GaussianBlur, MedianFilter, ReverseColors
@@ -52,7 +53,7 @@ def outcomes(
     transforms = paper_transforms() if transforms is None else accept_transforms(transforms, untouched)
     device, seeds = device_of(next(iter(models.values()))), image_seeds(seed, len(images))
     results = {(model, name, strength): [] for name, strengths in transforms.items() for strength in strengths for model in models}
-    for i in progress(range(0, len(images), batch_size), "benchmark"):
+    for i in progress(batches(len(images), batch_size), "benchmark"):
         x = to_float(images.x[i:i + batch_size].to(device))
         plain = {label: known[i:i + batch_size] for label, known in (answers or {}).items()}
 

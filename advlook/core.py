@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['to_float', 'check_images', 'check_labels', 'check_classes', 'Images', 'logits', 'parameters_of', 'device_of',
            'dtype_of', 'frozen', 'image_seeds', 'PerImage', 'draw', 'seeded', 'pick', 'progress', 'takes', 'call',
-           'in_batches', 'with_gradients', 'whole_float32', 'answers', 'NoAnswer', 'check_scores', 'predict', 'scores',
-           'describe', 'beside', 'sweep', 'atomic']
+           'in_batches', 'batches', 'with_gradients', 'whole_float32', 'answers', 'NoAnswer', 'check_scores', 'predict',
+           'scores', 'describe', 'beside', 'sweep', 'atomic']
 
 # %% ../nbs/00_core.ipynb #c5168a1f
 import glob
@@ -320,11 +320,18 @@ def in_batches(
     seeds = image_seeds(seed, int(index.max(initial=-1)) + 1)[index]
     device, results = device_of(model), []
     with with_gradients():
-        for i in progress(range(0, len(x), batch_size), description):
+        for i in progress(batches(len(x), batch_size), description):
             part = slice(i, i + batch_size)
             here = to_float(x[part].to(device, copy=x.is_floating_point()))   # the function's own
             results.append(call(function, model, here, y[part].to(device, copy=True), PerImage(seeds[part])).detach().cpu())
     return torch.cat(results) if results else x.new_empty(0)
+
+
+def batches(n: int, size: int) -> range:
+    "Where batches begin. ValueError for a size that is none"
+    if not isinstance(size, (int, np.integer)) or size < 1:
+        raise ValueError(f"a batch is a whole number of at least 1 image, but batch_size is {size!r}")
+    return range(0, n, int(size))
 
 
 @contextmanager
@@ -399,7 +406,7 @@ def scores(
     if not isinstance(x, Tensor): raise TypeError(f"images are a tensor [N, C, H, W], but this is a {type(x).__name__}; of `Images` pass `.x`")
     device = device_of(model)
     with frozen(model), whole_float32(), torch.no_grad():
-        parts = [logits(model, to_float(x[i:i + batch_size].to(device))).float().cpu() for i in range(0, len(x), batch_size)]
+        parts = [logits(model, to_float(x[i:i + batch_size].to(device))).float().cpu() for i in batches(len(x), batch_size)]
     return check_scores(torch.cat(parts)) if parts else torch.empty(0, 0)
 
 # %% ../nbs/00_core.ipynb #05573761

@@ -14,15 +14,17 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from .accept import accept_images, accept_labels, accept_model, accept_models
 from .attacks import LOSSES, gradient, pgd
 from .balls import L0, L1, L2, Linf, inside, per_image
-from .core import (Images, NoAnswer, check_classes, device_of, dtype_of, frozen, in_batches, predict, progress, scores, takes,
+from .core import (Images, NoAnswer, check_classes, describe, device_of, dtype_of, frozen, in_batches, predict, progress, scores, takes,
                           to_float, with_gradients)
-from .judge import BROKEN, FELL, OUTSIDE, complain, craft, hand_over, judge, looks_for_smallest, told, wrong
+from .judge import (BROKEN, FELL, OUTSIDE, check_ball, complain, craft, errs, hand_over, judge, looks_for_smallest,
+                           told)
 from .square import square
 from .standin import standin
 
@@ -62,6 +64,7 @@ def correct(
     model, images = accept_model(model), accept_images(images)
     if images.y is None: raise ValueError(
         "accuracy needs labels, but these images have none; compare predictions instead")
+    if not isinstance(top, int) or top < 1: raise ValueError(f"`top` is a whole number of at least 1, but it is {top!r}")
     z = scores(model, images.x, batch_size)
     check_classes(z, images.y)
     if not len(z): return torch.empty(0, dtype=torch.bool)
@@ -130,7 +133,7 @@ def _attacked(model, images, attack, ball, batch_size, seed, fast, answered) -> 
 
 def _holds(model, x, y, generator=None, *, on, attack, ball) -> Tensor:  # int8 [n]
     "Attack `on`, judge on the model"
-    x_adv = craft(attack, on, x, y, generator, stop=partial(wrong, model))
+    x_adv = craft(attack, on, x, y, generator, stop=partial(errs, model))
     return judge(model, x, y, x_adv, ball)
 
 
@@ -172,10 +175,9 @@ def defense_rate(
 
 
 def _mask(among, n: int) -> Tensor:
-    mask = torch.as_tensor(among).cpu()
-    if mask.dtype == torch.bool and mask.shape == (n,): return mask
-    raise ValueError(f"`among` says yes or no for each of {n} images, bool [{n}], "
-                     f"but it is {mask.dtype} {list(mask.shape)}")
+    mask = np.asarray(among.cpu() if isinstance(among, Tensor) else among)
+    if mask.dtype == bool and mask.shape == (n,): return torch.from_numpy(mask)
+    raise ValueError(f"`among` says yes or no for each of {n} images, bool [{n}], but it is {mask.dtype} {list(mask.shape)}")
 
 # %% ../nbs/19_robustness.ipynb #48a143f0
 def worst_case(
@@ -194,6 +196,7 @@ def worst_case(
     y = answered if images.y is None else images.y
     standing = answered == y
     rows = [dict(attack="none", standing=int(standing.sum()), **{"robust accuracy": share_of(standing)})]
+    attacks = attacks if isinstance(attacks, dict) else {describe(attacks): attacks}
     for name, attack in attacks.items():
         some = replace(images[standing], y=y[standing])
         again = answers_to(model, some, batch_size)
@@ -269,6 +272,7 @@ def attack_flags(
     answers: Tensor | None = None,  # int64 [N]: to the untouched images, where they are known
 ) -> list[str]:  # sentences; empty if nothing looks wrong
     "What speaks against the robust accuracy of this model (Carlini et al. 2019; Croce & Hein 2020)"
+    check_ball(ball)
     model, images, attack = accept_model(model), accept_images(images), hand_over(attack, ball)
     chosen = torch.arange(len(images))[:: max(1, len(images) // n)][:n]
     try: few = _right_ones(model, images, chosen, batch_size, answers)

@@ -388,6 +388,17 @@ def test_attacks_return_images():
         sentence(survives, MODEL, IMAGES, lambda m, x, y: made(x), match="an attack returns")
 
 
+def test_settings_that_are_none():
+    for ball in "Linf", 8/255, Linf: sentence(robust_accuracy, MODEL, IMAGES, pgd, ball, match="the ball is one of")
+    sentence(attack_flags, MODEL, IMAGES, pgd, None, match="the ball is one of")
+    for attack in "pgd", None, Linf: sentence(survives, MODEL, IMAGES, attack, match="an attack is a function")
+    for size in 0, -1, 2.5, None: sentence(accuracy, MODEL, IMAGES, batch_size=size, match="batch_size is")
+    sentence(accuracy, MODEL, IMAGES, top=0, match="at least 1")
+    sentence(survives, MODEL, IMAGES, pgd, answers=Y[:3], match="24 labels")
+    for among in [True], Y, "all": sentence(defense_rate, MODEL, IMAGES, pgd, BALL, among=among)
+    assert worst_case(MODEL, IMAGES, pgd, BALL)[0].tolist() == WANTED["survives"]
+
+
 def test_radii():
     assert Linf(np.float32(0.03)).eps == float(np.float32(0.03)) and Linf(torch.tensor(0.25)) == Linf(0.25)
     assert L0(np.int64(3)).eps == 3
