@@ -104,7 +104,7 @@ def logits(
     x: Tensor,  # images [N,C,H,W]; the model is given a copy, in its own floating-point type
 ) -> Tensor:  # [N,K]
     "The model's logits, whatever they come wrapped in"
-    z = model(x.to(dtype_of(model) or x.dtype, copy=True))
+    z = model(x.to(x.is_floating_point() and dtype_of(model) or x.dtype, copy=True))
     z = getattr(z, "logits", z)
     if not isinstance(z, Tensor):
         raise TypeError(f"the model returns a {type(z).__name__} where logits were expected; wrap it: `nn.Sequential(model, PickLogits())` with a module that returns the tensor")

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from .accept import accept_images, accept_labels, accept_model, accept_models
 from .attacks import LOSSES, gradient, pgd
 from .balls import L0, L1, L2, Linf, inside, per_image
-from .core import (Images, NoAnswer, check_classes, describe, device_of, dtype_of, frozen, in_batches, predict, progress, scores, takes,
-                          to_float, with_gradients)
+from .core import (Images, NoAnswer, check_classes, describe, device_of, dtype_of, frozen, in_batches, predict,
+                          progress, scores, takes, to_float, with_gradients)
 from .judge import (BROKEN, FELL, OUTSIDE, check_ball, complain, craft, errs, hand_over, judge, looks_for_smallest,
                            told)
 from .square import square
@@ -49,9 +49,11 @@ def answers_to(
 ) -> Tensor:  # int64 [N]
     "The model's answers. ValueError for labels of classes that it doesn't have"
     if not len(images): return torch.empty(0, dtype=torch.int64)
+    if known is not None: known = accept_labels(known, len(images))[0]
+    if known is not None and (images.y is None or images.y.max() <= known.max()): return known
     z = scores(model, images.x if known is None else images.x[:1], batch_size)
     if images.y is not None: check_classes(z, images.y)
-    return z.argmax(1) if known is None else accept_labels(known, len(images))[0]
+    return z.argmax(1) if known is None else known
 
 
 def correct(
@@ -64,7 +66,8 @@ def correct(
     model, images = accept_model(model), accept_images(images)
     if images.y is None: raise ValueError(
         "accuracy needs labels, but these images have none; compare predictions instead")
-    if not isinstance(top, int) or top < 1: raise ValueError(f"`top` is a whole number of at least 1, but it is {top!r}")
+    if not isinstance(top, int) or top < 1:
+        raise ValueError(f"`top` is a whole number of at least 1, but it is {top!r}")
     z = scores(model, images.x, batch_size)
     check_classes(z, images.y)
     if not len(z): return torch.empty(0, dtype=torch.bool)
@@ -108,7 +111,7 @@ def survives(
     fast: bool = False,  # craft in bfloat16, where the processor has it
     answers: Tensor | None = None,  # int64 [N]: the model's to the untouched images, where they are known
 ) -> Tensor:  # bool [N]: right before and after the attack
-    "Which images the model gets right, and still does after the attack. ValueError if that makes NaN or has another ball"
+    "Which images the model gets right, and still does after the attack. ValueError if it makes NaN or has another ball"
     model, images = accept_model(model), accept_images(images)
     answered = answers_to(model, images, batch_size, answers)
     standing, found = _attacked(model, images, attack, ball, batch_size, seed, fast, answered)
@@ -177,7 +180,8 @@ def defense_rate(
 def _mask(among, n: int) -> Tensor:
     mask = np.asarray(among.cpu() if isinstance(among, Tensor) else among)
     if mask.dtype == bool and mask.shape == (n,): return torch.from_numpy(mask)
-    raise ValueError(f"`among` says yes or no for each of {n} images, bool [{n}], but it is {mask.dtype} {list(mask.shape)}")
+    raise ValueError(f"`among` says yes or no for each of {n} images, bool [{n}], "
+                     f"but it is {mask.dtype} {list(mask.shape)}")
 
 # %% ../nbs/19_robustness.ipynb #48a143f0
 def worst_case(
@@ -275,10 +279,12 @@ def attack_flags(
     check_ball(ball)
     model, images, attack = accept_model(model), accept_images(images), hand_over(attack, ball)
     chosen = torch.arange(len(images))[:: max(1, len(images) // n)][:n]
-    try: few = _right_ones(model, images, chosen, batch_size, answers)
+    try:
+        few = _right_ones(model, images, chosen, batch_size, answers)
+        if not len(few): return []
+        z = scores(model, few.x, batch_size)
+        if images.y is not None: check_classes(z, images.y)
     except NoAnswer as error: return [_sentence(error)]
-    if not len(few): return []
-    z = scores(model, few.x, batch_size)
     flags = [*_random_answers(model, few, z, batch_size), *_probabilities(z)]
     gradients = _gradients(model, few, batch_size)
     hopeless = flags and "differently" in flags[0] or gradients and _HOPELESS.search(gradients[0])
@@ -291,12 +297,9 @@ def attack_flags(
 
 def _right_ones(model, images, chosen, batch_size, answers) -> Images:
     "Only what is right can show whether an attack works"
-    few = images[chosen]
-    if not len(few): return few
-    z = scores(model, few.x, batch_size)
-    if images.y is not None: check_classes(z, images.y)
-    answered = z.argmax(1) if answers is None else accept_labels(answers, len(images))[0][chosen]
-    few = replace(few, y=answered if few.y is None else few.y)
+    known = None if answers is None else accept_labels(answers, len(images))[0][chosen]
+    answered = answers_to(model, images[chosen], batch_size, known)
+    few = replace(images[chosen], y=answered if images.y is None else images.y[chosen])
     return few[answered == few.y]
 
 
