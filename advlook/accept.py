@@ -156,9 +156,28 @@ def accept_model(
         f"{name} is the word {model!r}, not a model; open it first: zoo.open_model({model!r})")
     if isinstance(model, dict): raise TypeError(
         f"{name} is a dict, not a model; load weights into one: zoo.load_checkpoint(file, architecture)")
-    if callable(model) and not isinstance(model, type): return Wrapped(model)
+    if callable(model) and not isinstance(model, type): return Wrapped(_at_rest(model, name))
     kind = f"the class {model.__name__}" if isinstance(model, type) else f"a {type(model).__name__}"
     raise TypeError(f"{name} is {kind}; a model is a torch.nn.Module that takes images in [0, 1] and returns logits")
+
+
+def _at_rest(function: Callable, name: str) -> Callable:
+    "ValueError for a function of a model in training mode, which nobody else can put into evaluation mode"
+    for module in _modules_within(function):
+        if any(m.training and isinstance(m, _MODAL) for m in module.modules()): raise ValueError(
+            f"{name} is a function of a {type(module).__name__} in training mode; call its eval(), or pass it itself")
+    return function
+
+
+_MODAL = nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd   # they answer otherwise while training
+
+
+def _modules_within(function: Callable) -> list[nn.Module]:
+    "The networks that a function is a method of, or that its text names"
+    try: named = inspect.getclosurevars(function)
+    except (TypeError, ValueError): return []
+    within = [getattr(function, "__self__", None), *named.nonlocals.values(), *named.globals.values()]
+    return [some for some in within if isinstance(some, nn.Module)]
 
 
 def accept_models(

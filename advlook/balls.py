@@ -112,9 +112,10 @@ class L2:
 
 
 def _length(d: Tensor) -> Tensor:
-    "Rows in their own type, the whole in float64: 150,000 squares added in float32 are wrong by a millionth"
-    if d.ndim == 2: d = d[:, None]
-    return widened(d.norm(dim=-1).flatten(1)).norm(dim=1)
+    "Pieces in their own type, the whole in float64: 150,000 squares added in float32 are wrong by a millionth"
+    flat = d.flatten(1)
+    pieces = flat.unflatten(1, (-1, 64)) if flat.shape[1] % 64 == 0 else widened(flat)[:, None]
+    return widened(pieces.norm(dim=-1)).norm(dim=1)
 
 
 def widened(d: Tensor) -> Tensor:

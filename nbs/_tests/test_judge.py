@@ -334,6 +334,13 @@ def test_models_of_any_form(form):
     assert isinstance(attack_flags(model, IMAGES[:12]), list)
 
 
+def test_a_function_of_a_model_in_training_mode():
+    "Nobody can freeze it: dropout would be on while it is judged"
+    restless = Brightest().train()
+    for function in (lambda x: restless(x)), restless.forward:
+        for name in EVALUATORS: sentence(EVALUATORS[name], function, IMAGES, match="in training mode")
+
+
 @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
 def test_models_of_16_bits(kind):
     "The number is that of the very model: its images are of its type"
