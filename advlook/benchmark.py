@@ -13,7 +13,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from .core import PerImage, check_labels, device_of, image_seeds, predict, progress, seeded, takes, to_float
+from .accept import accept_images, accept_models, accept_transforms
+from .core import (PerImage, batches, check_classes, device_of, image_seeds, progress, scores, seeded, takes,
+                          to_float)
 from .data import Images
 from .show import fill_between
 from .transforms import GaussianBlur, MedianFilter, ReverseColors
@@ -47,18 +49,20 @@ def outcomes(
     answers: dict[str, torch.Tensor] | None = None,  # model -> int64 [N]: to the untouched images, where they are known
 ) -> dict[tuple[str, str, float], np.ndarray]:  # (model, transform, strength) -> bool [N]
     "Whether each image is classified right or, without labels, as when untouched"
-    transforms = paper_transforms() if transforms is None else transforms
-    if images.y is not None: check_labels(images.y, len(images))
+    models, images = accept_models(models, float32=False)[0], accept_images(images)
+    transforms = paper_transforms() if transforms is None else accept_transforms(transforms, untouched)
     device, seeds = device_of(next(iter(models.values()))), image_seeds(seed, len(images))
     results = {(model, name, strength): [] for name, strengths in transforms.items() for strength in strengths for model in models}
-    for i in progress(range(0, len(images), batch_size), "benchmark"):
+    for i in progress(batches(len(images), batch_size), "benchmark"):
         x = to_float(images.x[i:i + batch_size].to(device))
         plain = {label: known[i:i + batch_size] for label, known in (answers or {}).items()}
 
         def answer(label, changed):
-            if changed is not None: return predict(models[label], changed, batch_size)
-            if label not in plain: plain[label] = predict(models[label], x, batch_size)
-            return plain[label]
+            if changed is None and label in plain: return plain[label]
+            z = scores(models[label], x if changed is None else changed, batch_size)
+            if images.y is not None: check_classes(z, images.y)
+            if changed is None: plain[label] = z.argmax(1)
+            return plain[label] if changed is None else z.argmax(1)
 
         for name, strengths in transforms.items():
             for strength, transform in strengths.items():
@@ -96,6 +100,7 @@ def benchmark(
     answers: dict[str, torch.Tensor] | None = None,  # to the untouched images, where they are known
 ) -> "DataFrame":  # columns model, transform, strength, metric, value in [0,1], n
     "Accuracy of each model under each transform or, without labels, agreement with its own answer on the untouched image"
+    images = accept_images(images)
     return to_table(outcomes(models, images, transforms, batch_size, seed, answers), images)
 
 
