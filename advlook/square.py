@@ -13,9 +13,9 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor, nn
 
-from .attacks import LOSSES, Standing, fooled, prepare
+from .attacks import Standing, ask, check_finite, check_rivals, fooled, make_loss, prepare
 from .balls import L1, L2, Linf, into, per_image
-from .core import check_classes, draw, logits, pick, progress
+from .core import draw, pick, progress
 
 # %% ../nbs/15_square.ipynb #02c74b9a
 def side_of_square(
@@ -121,7 +121,7 @@ def square(
     if queries < 1 or restarts < 1: raise ValueError(f"queries and restarts are at least 1, but they are {queries} and {restarts}")
     if not isinstance(ball, (Linf, L2, L1)): raise ValueError(f"Square knows Linf, L2 and L1, but the ball is {ball!r}")
     x, y = prepare(model, x, y)
-    value = LOSSES[loss] if isinstance(loss, str) else loss
+    value = make_loss(loss)
     standing, end = Standing(x, y, stop or (lambda x_adv, y: torch.ones_like(y, dtype=torch.bool))), x.clone()
     for _ in range(restarts):
         if not len(standing): break
@@ -153,10 +153,11 @@ def _search(model, x, y, ball, queries, p_init, value, generator, standing) -> S
 
 def _ask(model, x, y, value) -> tuple[Tensor, Tensor]:
     "Loss, and who is fooled"
-    z = logits(model, x)
-    if z.dtype in (torch.bfloat16, torch.float16): z = z.float()
-    check_classes(z, y)
-    return value(z, y), fooled(z, y)
+    z = ask(model, x)
+    if z.is_cuda: check_rivals(z, y)  # elsewhere the loss does
+    loss = value(z, y)
+    check_finite("Square", loss, wait=True)
+    return loss, fooled(z, y)
 
 
 def _leave(s, standing) -> None:
