@@ -100,25 +100,16 @@ def prepare(
 
 def ask(
     model: nn.Module,
-    x: Tensor,  # images [N,C,H,W] in [0,1]; a half-precision model gets them in its own precision
+    x: Tensor,  # images [N,C,H,W] in [0,1]
 ) -> Tensor:  # logits [N,K], float32 at least
     "The model's logits. ValueError if it fails on such images"
-    try: z = logits(model, x.to(_precision(model, x)))
+    try: z = logits(model, x)
     except torch.OutOfMemoryError: raise
     except (RuntimeError, AssertionError) as error:
         said = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise ValueError(f"the model fails on images of shape {list(x.shape)} ({said}); "
                          "give it images of the size, number and kind that it was made for") from error
-    return z.float() if z.dtype in _HALF else z
-
-
-_HALF = torch.bfloat16, torch.float16
-
-
-def _precision(model: nn.Module, x: Tensor) -> torch.dtype:
-    if x.dtype != torch.float32 or not isinstance(model, nn.Module): return x.dtype
-    first = next(model.parameters(), x).dtype
-    return first if first in _HALF else x.dtype
+    return z.float() if z.dtype in (torch.bfloat16, torch.float16) else z
 
 
 def gradient(
@@ -138,10 +129,10 @@ def gradient(
 
 
 @contextmanager
-def differentiable(x: Tensor, *others: Tensor) -> Iterator[list[Tensor]]:
+def differentiable(x: Tensor, *others: Tensor | None) -> Iterator[list[Tensor | None]]:
     "Within: `x` as a leaf of which gradients are taken, and the others, also under `torch.inference_mode()`"
     with torch.inference_mode(False), torch.enable_grad():
-        x, *others = (t.clone() if t.is_inference() else t for t in (x, *others))
+        x, *others = (t.clone() if t is not None and t.is_inference() else t for t in (x, *others))
         yield [x.detach().requires_grad_(), *others]
 
 
