@@ -40,7 +40,7 @@ def _dlr(z: Tensor, y: Tensor) -> Tensor:
 
 LOSSES = {"ce": lambda z, y: F.cross_entropy(z, y, reduction="none"), "margin": _margin, "dlr": _dlr, "logit": lambda z, y: -z.gather(1, y[:, None]).flatten()}
 
-
+# %% ../nbs/11_attacks.ipynb #8b6f7309
 def make_loss(
     loss: str | Callable,  # a name in `LOSSES`, or (logits [N,K], y [N]) -> [N]
     targeted: bool = False,
@@ -62,7 +62,7 @@ def _each(value: Tensor, y: Tensor) -> Tensor:
     raise ValueError(f"a loss gives each image a number, so {len(y)} images one of shape [{len(y)}], "
                      f"but this one is of shape {shape}; leave out its mean or sum (`reduction=\"none\"`)")
 
-
+# %% ../nbs/11_attacks.ipynb #f0edf200
 def check_rivals(
     z: Tensor,  # logits [N,K]; -inf: a class that is masked
     y: Tensor,  # labels [N]; targeted: classes to reach
@@ -111,7 +111,7 @@ def ask(
                          "give it images of the size, number and kind that it was made for") from error
     return z.float() if z.dtype in (torch.bfloat16, torch.float16) else z
 
-
+# %% ../nbs/11_attacks.ipynb #4bb3418d
 def gradient(
     model: nn.Module,
     x: Tensor,  # images [N,C,H,W]
@@ -151,7 +151,7 @@ def slope(
     raise ValueError(f"no gradient comes through this model ({said}); attack the model that it was made from, "
                      "or use square or one_pixel, which need none") from why
 
-
+# %% ../nbs/11_attacks.ipynb #02518a52
 def check_finite(
     where: str,  # whose step this is, for the sentence
     value: Tensor,  # the losses [N] or logits [N,K]; infinite where classes are masked, but not NaN
@@ -163,13 +163,14 @@ def check_finite(
     if not math.isnan(value.sum()) and (g is None or math.isfinite(g.sum())): return
     count = lambda bad: f"for {int(bad.reshape(len(bad), -1).any(1).sum())} of {len(bad)} images"
     if value.isnan().any():
-        raise ValueError(f"{where}: the model answers NaN {count(value.isnan())}, so no number would be right; look in it "
-                         "for a division by 0, or the root or logarithm of a negative number")
+        raise ValueError(f"{where}: the model answers NaN {count(value.isnan())}, so no number would be right; "
+                         "look in it for a division by 0, or the root or logarithm of a negative number")
     if g is not None and not g.isfinite().all():
-        raise ValueError(f"{where}: the gradient is not finite {count(~g.isfinite())}, so it leads nowhere; a root or "
-                         "logarithm at 0 is a common reason: add a small number in it, or use square, which needs no gradient")
+        raise ValueError(f"{where}: the gradient is not finite {count(~g.isfinite())}, so it leads nowhere; "
+                         "a root or logarithm at 0 is a common reason: add a small number in it, "
+                         "or use square, which needs no gradient")
 
-
+# %% ../nbs/11_attacks.ipynb #b81c3718
 def fooled(z: Tensor, y: Tensor, targeted: bool = False) -> Tensor:  # bool [N]
     "Whose answer is wrong; targeted: whose answer is `y`. NaN is no answer"
     best, answer = z.max(1)
@@ -276,7 +277,7 @@ def _keep(model, x_adv, climb, targeted, standing, best, rank) -> None:
     with torch.no_grad(): z = ask(model, x_adv)
     value = climb(z.float(), y)
     check_finite("PGD, at the end of a try", value, wait=True)
-    score = fooled(z, y, targeted).double() + value.double().atan() / torch.pi  # the loss as a number between -1/2 and 1/2
+    score = fooled(z, y, targeted).double() + value.double().atan() / torch.pi  # the loss between -1/2 and 1/2
     better = score > rank[standing.index]
     which = standing.index[better]
     best[which], rank[which] = x_adv[better], score[better]

@@ -23,7 +23,8 @@ from .accept import Wrapped
 from .apgd import apgd
 from .attacks import Expectation, ask, check_finite, check_rivals, prepare
 from .balls import L1, Linf
-from .core import Images, PerImage, answers, atomic, check_classes, describe, device_of, frozen, predict, progress, to_float
+from .core import (Images, PerImage, answers, atomic, check_classes, describe, device_of, frozen, predict,
+                          progress, to_float)
 from .fab import fab
 from .square import square
 from .standin import StandIn, standin
@@ -39,7 +40,7 @@ def stages(
     ball,
     num_classes: int,
 ) -> dict[str, Callable]:  # name: (model, x, y) -> x_adv
-    "The attacks of AutoAttack in their order; below four classes those that are defined. ValueError for an unknown version"
+    "The attacks in their order; below four classes those that are defined. ValueError for an unknown version"
     sparse, aims = isinstance(ball, L1), lambda n: min(n, num_classes - 1)
     apgd_t, fab_t = partial(apgd, ball=ball, targets=aims(5 if sparse else 9)), partial(fab, ball=ball, targets=aims(9))
     standard = {"apgd-ce": partial(apgd, ball=ball, restarts=5 if sparse else 1), "apgd-t": apgd_t, "fab-t": fab_t, "square": partial(square, ball=ball)}
@@ -69,7 +70,8 @@ class Progress:
 
     def write(self):
         if not self.path: return
-        with atomic(self.path) as part: torch.save(dict(fell_to=self.fell_to, done=self.done, seconds=self.seconds, x_adv=self.x_adv, about=self.about, seeds=self.seeds), part)
+        kept = ("fell_to", "done", "seconds", "x_adv", "about", "seeds")
+        with atomic(self.path) as part: torch.save({name: getattr(self, name) for name in kept}, part)
 
     def standing(self) -> Tensor: return (self.fell_to == self.STANDS).nonzero().flatten()
 
@@ -95,8 +97,8 @@ def _stages_for(model: nn.Module, x: Tensor, y: Tensor, version: str, ball) -> d
     if not len(y): return every
     with torch.no_grad(): z = ask(model, x)
     check_finite("AutoAttack, at the start", z, wait=True)
-    check_rivals(z, y[:1])
     check_classes(z, y)
+    check_rivals(z, y[:1])
     run = stages(version, ball, z.shape[1])
     if left_out := [name for name in every if name not in run]:
         warnings.warn(f"with {z.shape[1]} classes AutoAttack runs {', '.join(run)} without {', '.join(left_out)}, "
@@ -163,7 +165,7 @@ def autoattack(
 def _as_module(model: Callable, state) -> nn.Module:
     "A function as a module. ValueError if its evaluation is to be kept in a file"
     if isinstance(model, nn.Module): return model
-    if state: raise ValueError("a state knows the model by its weights, which a function doesn't show; pass an nn.Module")
+    if state: raise ValueError("a state knows a model by its weights, which a function hides; pass an nn.Module")
     return Wrapped(model)
 
 
@@ -191,7 +193,8 @@ def autoattack_table(
     from advlook.core import image_seeds
     model = _as_module(model, state)
     with torch.inference_mode(False), frozen(model):
-        p, names = _attack_all(model, images.x, images.y, ball, version, image_seeds(seed, len(images)), state, fast, batch_size, None, False)
+        seeds = image_seeds(seed, len(images))
+        p, names = _attack_all(model, images.x, images.y, ball, version, seeds, state, fast, batch_size, None, False)
     left = [int((p.fell_to != p.WRONG).sum())]
     for number in range(len(names)): left.append(left[-1] - int((p.fell_to == number).sum()))
     table = pd.DataFrame({"attack": ["none", *names], "standing": left, "robust accuracy": [n / max(len(images), 1) for n in left], "seconds": [0.0, *(p.seconds.get(name, 0.0) for name in names)]})

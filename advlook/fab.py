@@ -61,7 +61,7 @@ def _largest_first(room: Tensor, size: Tensor, c: Tensor) -> Tensor:
 _DUAL = {Linf: lambda w: w.abs().sum(1), L2: lambda w: w.norm(dim=1), L1: lambda w: w.abs().amax(1)}
 
 
-def _planes(model, x, y, aim, kind, where) -> tuple[Tensor, Tensor, Tensor]:  # logits [n,K]; z_t - z_y [n]; its gradient [n,D]
+def _planes(model, x, y, aim, kind, where) -> tuple[Tensor, Tensor, Tensor]:  # logits [n,K]; z_t - z_y [n]; its slope
     "The boundary towards `aim` or, where that is negative, the nearest of all boundaries"
     with differentiable(x, y, aim) as (x, y, aim):
         z = ask(model, x)

@@ -12,7 +12,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from .attacks import FAR, ask, check_finite, check_rivals, differentiable, fooled, gradient, make_loss, other_classes, prepare, slope
+from .attacks import (FAR, ask, check_finite, check_rivals, differentiable, fooled, gradient, make_loss,
+                             other_classes, prepare, slope)
 from .balls import L2, Linf, per_image
 from .core import progress
 
@@ -120,16 +121,22 @@ def cw(
         todo[i] = ~fell & (length[i] <= (1 - tolerance) * before)
     return torch.where(per_image(length <= ball.eps, x), result, x)
 
-# %% ../nbs/12_minimal.ipynb #a06d5959
+# %% ../nbs/12_minimal.ipynb #c0a1e5d2
 EDGE, ROOM = 1/510, 0.1  # who is black or white; how far beyond [0,1] the tanh reaches for these
 
 
+def _room(x: Tensor) -> tuple[Tensor, Tensor]:  # [n,C,H,W] each
+    "Between which limits the tanh moves each number: [0,1]; a black or white one begins well inside of wider ones"
+    return torch.where(x < EDGE, -ROOM, 0.0), torch.where(x > 1 - EDGE, 1 + ROOM, 1.0)
+
+# %% ../nbs/12_minimal.ipynb #a06d5959
 def _descend(model, x, y, c, climb, ball, steps, confidence, lr, patience, stop) -> tuple[Tensor, Tensor, Tensor]:  # [n,C,H,W], [n], bool [n]
     "One round, with the constants `c`: the nearest image found, how far it is (infinity: none), and whether `stop` confirmed it"
     result, length, fell, index = x.clone(), torch.full_like(c, torch.inf), torch.zeros_like(y, dtype=torch.bool), torch.arange(len(x), device=x.device)
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     low, high = _room(wide)
-    w, mean, square = (2 * (wide - low) / (high - low) - 1).mul(1 - 1e-6).atanh(), torch.zeros_like(wide), torch.zeros_like(wide)
+    w = (2 * (wide - low) / (high - low) - 1).mul(1 - 1e-6).atanh()
+    mean, square = torch.zeros_like(wide), torch.zeros_like(wide)
     lowest, then = length.clone(), length.clone()
     for step in range(1, steps + 1):
         x_adv = (low + (high - low) * ((w.tanh() + 1) / 2)).clamp(0, 1).to(x.dtype)
@@ -141,7 +148,8 @@ def _descend(model, x, y, c, climb, ball, steps, confidence, lr, patience, stop)
         result[index[new]], length[index[new]], fell[index[told]] = x_adv[new], far[new], True
         lowest, stay = torch.minimum(lowest, far * far + c * missing), ~told
         if step % patience == 1 % patience: then, stay = lowest.clone(), stay & (lowest < 0.9999 * then)
-        rise = (2 * d - per_image(c * (missing > 0), d) * g) * 2 * (x_adv - low) * ((high - x_adv) / (high - low))   # the last factors are those of the tanh
+        rise = 2 * d - per_image(c * (missing > 0), d) * g
+        rise = rise * 2 * (x_adv - low) * ((high - x_adv) / (high - low))   # the factors of the tanh
         mean, square = mean.lerp(rise, 0.1), square.lerp(rise * rise, 0.001)
         w = w - lr / (1 - 0.9 ** step) * mean / ((square / (1 - 0.999 ** step)).sqrt() + 1e-8)
         if not stay.all():
@@ -150,8 +158,3 @@ def _descend(model, x, y, c, climb, ball, steps, confidence, lr, patience, stop)
             index, x, y, c, w, mean, square, lowest, then, low, high = (part[stay] for part in state)
         if not len(index): break
     return result, length, fell
-
-
-def _room(x: Tensor) -> tuple[Tensor, Tensor]:  # [n,C,H,W] each
-    "Between which limits the tanh moves each number: [0,1]; a black or white one begins well inside of wider ones"
-    return torch.where(x < EDGE, -ROOM, 0.0), torch.where(x > 1 - EDGE, 1 + ROOM, 1.0)

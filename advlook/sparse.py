@@ -29,8 +29,9 @@ def forward_derivative(
         z = ask(model, x)
         own = slope(z.gather(1, target[:, None]).sum(), x, again=True)
         total = slope(z.clamp_min(FAR).sum(), x)   # masked classes have no part in it
-    for g in own, total: check_finite(where, z.detach(), g, wait=True)
-    return z.detach(), own.flatten(1), (own - total).flatten(1)
+    fall = own - total
+    check_finite(where, z.detach(), fall, wait=True)
+    return z.detach(), own.flatten(1), fall.flatten(1)
 
 # %% ../nbs/17_sparse.ipynb #c726c5f7
 def best_single(alpha: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:  # positions [N,1], S [N]

@@ -138,7 +138,7 @@ def _search(model, x, y, ball, queries, p_init, value, generator, standing) -> S
     "Propose, ask, keep: the state of the images that still stand"
     (start, propose) = (_stripes, _squares) if isinstance(ball, Linf) else (_bumps, _moved)
     s = SimpleNamespace(x=x, y=y, best=start(x, ball, generator), generator=generator)
-    s.loss, s.fell = _ask(model, s.best, y, value)
+    s.loss, s.fell = _ask(model, s.best, y, value, first=True)
     for i in progress(range(queries - 1), "square"):
         if i % DRAWN == 0 or not hasattr(s, "u"): s.u = draw(torch.rand, x.new_empty(len(s.x), DRAWN, 5 + x.shape[1]), s.generator)
         _leave(s, standing)
@@ -151,10 +151,10 @@ def _search(model, x, y, ball, queries, p_init, value, generator, standing) -> S
     return s
 
 
-def _ask(model, x, y, value) -> tuple[Tensor, Tensor]:
+def _ask(model, x, y, value, first=False) -> tuple[Tensor, Tensor]:
     "Loss, and who is fooled"
     z = ask(model, x)
-    if z.is_cuda: check_rivals(z, y)  # elsewhere the loss does
+    if first: check_rivals(z, y)  # the loss does it too, but not on a GPU
     loss = value(z, y)
     check_finite("Square", loss, wait=True)
     return loss, fooled(z, y)
