@@ -13,7 +13,8 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor, nn
 
-from .attacks import FAR, Standing, ask, check_finite, check_rivals, differentiable, fooled, make_loss, other_classes, prepare, slope
+from .attacks import (FAR, Standing, ask, check_finite, check_rivals, differentiable, fooled, make_loss,
+                             other_classes, prepare, slope)
 from .balls import L0
 from .core import draw, progress
 
