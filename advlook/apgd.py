@@ -13,9 +13,9 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor, nn
 
-from .attacks import Standing, fooled, gradient, make_loss, other_classes, prepare
+from .attacks import FAR, Standing, ask, check_finite, fooled, gradient, make_loss, other_classes, prepare
 from .balls import L1, Linf, into, per_image
-from .core import check_images, draw, logits
+from .core import check_images, draw
 
 # %% ../nbs/14_apgd.ipynb #1468234d
 def checkpoints(
@@ -32,6 +32,7 @@ def checkpoints(
 def targeted_dlr(z: Tensor, y: Tensor, t: Tensor) -> Tensor:  # [N]
     "What targeted Auto-PGD climbs (Croce & Hein 2020, equation 7); needs four classes"
     if z.shape[1] < 4: raise ValueError(f"the targeted DLR loss divides by the third and fourth highest logit, but this model has {z.shape[1]} classes; use targets=None with loss=\"margin\" or \"ce\"")
+    z = z.clamp_min(FAR)
     top = z.topk(4, 1).values
     pull = z.gather(1, t[:, None]) - z.gather(1, y[:, None])
     return pull.flatten() / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12)
@@ -54,9 +55,11 @@ def apgd(
 ) -> Tensor:  # [N,C,H,W] in [0,1], in the ball: the image that fools the model, or the one of the highest loss
     "Auto-PGD (Croce & Hein 2020, algorithm 1; in l_1 Croce & Hein 2021). Images that a try has fooled don't try again"
     if steps < 1 or restarts < 1: raise ValueError(f"steps and restarts are at least 1, but they are {steps} and {restarts}")
+    if targets is not None and targets < 1: raise ValueError(f"targets is at least 1, or None, but it is {targets}")
     x, y = prepare(model, x, y)
+    if not len(x): return x.clone()
     standing = Standing(x, y, stop)
-    with torch.no_grad(): classes = other_classes(logits(model, x), y, targets) if targets else y[:, None]
+    with torch.no_grad(): classes = other_classes(ask(model, x), y, targets) if targets else y[:, None]
     climb = (lambda z, pair: targeted_dlr(z, *pair.T)) if targets else (lambda z, pair, of=make_loss(loss): of(z, pair[:, 0]))
     radii = radii or ((3, 2, 1) if isinstance(ball, L1) else (1,))
     end = x.clone()
@@ -85,13 +88,14 @@ def _in_radii(model, x, pair, ball, steps, climb, rho, start, radii, generator, 
         left -= (some := math.ceil(0.3 * steps))
         x_adv = _run(model, x, pair, larger, some, climb, rho, x_adv, Standing(x, pair[:, 0]), False).best
     s = _run(model, x, pair, ball, left, climb, rho, into(ball, x, x_adv), standing, start is None and len(radii) == 1)
+    check_finite("APGD, at the end of a try", s.best_value, wait=True)
     return torch.where(per_image(s.fell, s.found), s.found, s.best), s.fell
 
 # %% ../nbs/14_apgd.ipynb #9ff07a7f
 def _run(model, x, pair, ball, steps, climb, rho, x_adv, standing, random_start) -> SimpleNamespace:
     "Auto-PGD from `x_adv`: the state at its end, of the images that still stand"
     sparse, n = isinstance(ball, L1), len(x)
-    z, value, g = gradient(model, x_adv, pair, climb)
+    z, value, g = gradient(model, x_adv, pair, climb, "APGD, at the start")
     s = SimpleNamespace(x=x, pair=pair, x_adv=x_adv, old=x_adv, g=g, value=torch.zeros_like(value),  # the count of rises begins at a loss of 0, as in the official code
                         best=x_adv, best_g=g, best_value=value, found=x_adv, fell=fooled(z, pair[:, 0]), rises=torch.zeros_like(value),
                         size=torch.full_like(value, (1 if sparse else 2) * ball.eps), checked=value, halved=torch.ones(n, dtype=torch.bool, device=x.device))
@@ -102,7 +106,7 @@ def _run(model, x, pair, ball, steps, climb, rho, x_adv, standing, random_start)
         _leave(s, standing)
         if not len(standing): break
         s.old, s.x_adv = s.x_adv, _sparse_step(s, ball) if sparse else _step(s, ball, 1 if i == 1 else 0.75)
-        _look(s, *(gradient if i < steps else _forward)(model, s.x_adv, s.pair, climb))
+        _look(s, *(gradient if i < steps else _forward)(model, s.x_adv, s.pair, climb, f"APGD, step {i}"))
         if i in ask: (_adapt_sparse if sparse else _adapt)(s, ball, ask[i], rho)
     _leave(s, standing)
     return s
@@ -122,10 +126,12 @@ def _sparse_step(s, ball) -> Tensor:
     return into(ball, s.x, s.x_adv + per_image(s.size / (sign.flatten(1).abs().sum(1) + 1e-10), s.x) * sign)
 
 
-def _forward(model, x, y, loss):
+def _forward(model, x, y, loss, where):
     "After the last step nobody needs a gradient"
-    with torch.no_grad(): z = logits(model, x).to(torch.promote_types(x.dtype, torch.float32))
-    return z, loss(z, y), torch.zeros_like(x)
+    with torch.no_grad(): z = ask(model, x).to(torch.promote_types(x.dtype, torch.float32))
+    value = loss(z, y)
+    check_finite(where, value)
+    return z, value, torch.zeros_like(x)
 
 
 def _look(s, z, value, g) -> None:
@@ -134,7 +140,7 @@ def _look(s, z, value, g) -> None:
     s.found, s.fell = torch.where(per_image(fell, s.x), s.x_adv, s.found), s.fell | fell
     s.rises, s.value, s.g = s.rises + (value > s.value), value, g
     s.best, s.best_g = (torch.where(per_image(better, s.x), new, old) for new, old in ((s.x_adv, s.best), (g, s.best_g)))
-    s.best_value = torch.where(better, value, s.best_value)
+    s.best_value = torch.maximum(value, s.best_value)   # NaN stays, and is found at the end
 
 
 def _adapt(s, ball, wait: int, rho: float) -> None:

@@ -13,9 +13,9 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor, nn
 
-from .attacks import Standing, fooled, other_classes, prepare
+from .attacks import FAR, Standing, ask, check_finite, differentiable, fooled, other_classes, prepare, slope
 from .balls import L1, L2, Linf, per_image
-from .core import check_classes, draw, logits, progress
+from .core import draw, progress
 
 # %% ../nbs/13_fab.ipynb #6b477012
 def fill(
@@ -61,18 +61,19 @@ def _largest_first(room: Tensor, size: Tensor, c: Tensor) -> Tensor:
 _DUAL = {Linf: lambda w: w.abs().sum(1), L2: lambda w: w.norm(dim=1), L1: lambda w: w.abs().amax(1)}
 
 
-def _planes(model, x, y, aim, kind) -> tuple[Tensor, Tensor, Tensor]:  # logits [n,K]; z_t - z_y [n]; its gradient [n,D]
+def _planes(model, x, y, aim, kind, where) -> tuple[Tensor, Tensor, Tensor]:  # logits [n,K]; z_t - z_y [n]; its slope
     "The boundary towards `aim` or, where that is negative, the nearest of all boundaries"
-    x = x.detach().requires_grad_()
-    with torch.enable_grad():
-        z = logits(model, x)
+    with differentiable(x, y, aim) as (x, y, aim):
+        z = ask(model, x)
         others = aim[:, None] if (aim >= 0).all() else other_classes(z.detach(), y, z.shape[1] - 1)
-        gaps = (z.gather(1, others) - z.gather(1, y[:, None])).to(torch.promote_types(x.dtype, torch.float32))
-        gradient_of = lambda j, last: torch.autograd.grad(gaps[:, j].sum(), x, retain_graph=not last)[0].flatten(1)
+        far = z.clamp_min(FAR)
+        gaps = (far.gather(1, others) - far.gather(1, y[:, None])).to(torch.promote_types(x.dtype, torch.float32))
         nearest = None
         for j in range(gaps.shape[1]):
-            w = gradient_of(j, j == gaps.shape[1] - 1)
-            distance = gaps[:, j].detach().abs() / (_DUAL[kind](w) + 1e-12)
+            w = slope(gaps[:, j].sum(), x, again=j < gaps.shape[1] - 1).flatten(1)
+            dual = _DUAL[kind](w)
+            check_finite(where, gaps[:, j].detach(), dual, wait=True)
+            distance = gaps[:, j].detach().abs() / (dual + 1e-12)
             if nearest is None: nearest, gap, plane = distance, gaps[:, j].detach(), w
             else:
                 closer = distance < nearest
@@ -108,9 +109,12 @@ def fab(
     if steps < 1 or restarts < 1: raise ValueError(f"steps and restarts are at least 1, but they are {steps} and {restarts}")
     if type(ball) not in _DUAL: raise ValueError(f"FAB knows Linf, L2 and L1, but the ball is {ball!r}")
     x, y = prepare(model, x, y)
-    with torch.no_grad(): z = logits(model, x)
-    check_classes(z, y)
-    aims = other_classes(z, y, targets) if targets else torch.full_like(y, -1)[:, None]
+    if targets is not None and targets < 1: raise ValueError(f"targets is at least 1, or None, but it is {targets}")
+    if not len(x): return x.clone()
+    with torch.no_grad(): z = ask(model, x)
+    check_finite("FAB, at the start", z, wait=True)
+    rivals = other_classes(z, y, targets or 1)
+    aims = rivals if targets else torch.full_like(y, -1)[:, None]
     standing, best, length = Standing(x, y, stop), x.clone(), torch.full((len(x),), torch.inf, dtype=x.dtype, device=x.device)
     standing.index = (z.argmax(1) == y).nonzero().flatten() if ball.eps > 0 else standing.index[:0]
     for turn in progress(range(aims.shape[1] * restarts), "fab"):
@@ -135,11 +139,11 @@ def _walk(model, x, y, aim, ball, steps, alpha_max, eta, beta, at, standing) -> 
     "From `at`: the state of those that still stand, with the nearest crossing of each"
     kind, n = type(ball), len(x)
     s = SimpleNamespace(x=x, y=y, aim=aim, at=at, best=x, length=torch.full((n,), torch.inf, dtype=x.dtype, device=x.device), crossed=torch.zeros(n, dtype=torch.bool, device=x.device))
-    _, s.gap, s.w = _planes(model, at, y, aim, kind)
+    _, s.gap, s.w = _planes(model, at, y, aim, kind, "FAB, at the start")
     for i in range(steps):
         s.at = _mixed_step(s, kind, alpha_max, eta)
         ready = torch.zeros_like(s.crossed) if i == steps - 1 else ~s.crossed     # who did not cross the last time probably doesn't now: its plane is computed with the check
-        now = _check(model, s, ready, kind)
+        now = _check(model, s, ready, kind, where := f"FAB, step {i + 1}")
         far = ball.norm(s.at - s.x)
         nearer = now & (far < s.length)
         s.best, s.length = torch.where(per_image(nearer, x), s.at, s.best), torch.where(nearer, far, s.length)
@@ -148,17 +152,18 @@ def _walk(model, x, y, aim, ball, steps, alpha_max, eta, beta, at, standing) -> 
         s.at = torch.where(per_image(old.now, s.at), s.x + beta * (s.at - s.x), s.at)
         s.crossed = old.now
         again = old.now | ~old.ready
-        if again.any(): _, s.gap[again], s.w[again] = _planes(model, s.at[again], s.y[again], s.aim[again], kind)
+        if not again.any(): continue
+        _, s.gap[again], s.w[again] = _planes(model, s.at[again], s.y[again], s.aim[again], kind, where)
     return s
 
 
-def _check(model, s, ready, kind) -> Tensor:  # bool [n]
+def _check(model, s, ready, kind, where) -> Tensor:  # bool [n]
     "Who has crossed; where `ready`, the plane comes with it"
     now = torch.empty_like(s.crossed)
     if ready.any():
-        z, s.gap[ready], s.w[ready] = _planes(model, s.at[ready], s.y[ready], s.aim[ready], kind)
+        z, s.gap[ready], s.w[ready] = _planes(model, s.at[ready], s.y[ready], s.aim[ready], kind, where)
         now[ready] = fooled(z, s.y[ready])
-    if not ready.all(): now[~ready] = fooled(logits(model, s.at[~ready]), s.y[~ready])
+    if not ready.all(): now[~ready] = fooled(ask(model, s.at[~ready]), s.y[~ready])
     return now
 
 

@@ -13,23 +13,26 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor, nn
 
-from .attacks import Standing, fooled, make_loss, other_classes, prepare
+from .attacks import (FAR, Standing, ask, check_finite, check_rivals, differentiable, fooled, make_loss,
+                             other_classes, prepare, slope)
 from .balls import L0
-from .core import check_classes, draw, logits, progress
+from .core import draw, progress
 
 # %% ../nbs/17_sparse.ipynb #ee3abc5b
 def forward_derivative(
     model: nn.Module,
     x: Tensor,  # images [N,C,H,W]
     target: Tensor,  # classes to reach [N]
+    where: str = "the attack",  # whose step this is, for a sentence
 ) -> tuple[Tensor, Tensor, Tensor]:  # logits [N,K]; alpha, how much the target rises [N,D]; beta, how much the sum of the others falls [N,D]
     "What raising each number of an image does to the logits (Papernot et al. 2016, section III)"
-    x = x.detach().requires_grad_()
-    with torch.enable_grad():
-        z = logits(model, x)
-        own, = torch.autograd.grad(z.gather(1, target[:, None]).sum(), x, retain_graph=True)
-        total, = torch.autograd.grad(z.sum(), x)
-    return z.detach(), own.flatten(1), (own - total).flatten(1)
+    with differentiable(x, target) as (x, target):
+        z = ask(model, x)
+        own = slope(z.gather(1, target[:, None]).sum(), x, again=True)
+        total = slope(z.clamp_min(FAR).sum(), x)   # masked classes have no part in it
+    fall = own - total
+    check_finite(where, z.detach(), fall, wait=True)
+    return z.detach(), own.flatten(1), fall.flatten(1)
 
 # %% ../nbs/17_sparse.ipynb #c726c5f7
 def best_single(alpha: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:  # positions [N,1], S [N]
@@ -73,12 +76,13 @@ def jsma(
     if not (0 < abs(theta) <= 1 and 0 < gamma <= 1): raise ValueError(f"theta is in -1..1 but not 0, and gamma above 0 and up to 1, but they are {theta} and {gamma}")
     if not isinstance(ball, L0): raise ValueError(f"JSMA counts pixels: the ball is L0(pixels), but it is {ball!r}")
     x, y = prepare(model, x, y, targeted)
-    with torch.no_grad(): z = logits(model, x)
-    check_classes(z, y)
+    if not len(x): return x.clone()
+    with torch.no_grad(): z = ask(model, x)
+    check_rivals(z, y, targeted)
     standing, most = Standing(x, y, stop or _everyone), int(gamma * x[:1].numel())
     s = SimpleNamespace(x=x, at=x, y=y, target=y if targeted else other_classes(z, y, 1).flatten())
-    for _ in progress(range(most * math.ceil(1 / abs(theta)) + 1), "jsma"):
-        z, alpha, beta = forward_derivative(model, s.at, s.target)
+    for i in progress(range(most * math.ceil(1 / abs(theta)) + 1), "jsma"):
+        z, alpha, beta = forward_derivative(model, s.at, s.target, f"JSMA, step {i + 1}")
         *kept, alpha, beta = standing.leave(fooled(z, s.y, targeted), s.at, *vars(s).values(), alpha, beta)
         s = SimpleNamespace(**dict(zip(vars(s), kept)))
         if not len(standing): break
@@ -119,8 +123,9 @@ def _evolve(model, image, y, pixels, population, generations, climb, targeted, s
     @torch.no_grad()
     def how_bad(v):  # [numbers,S] -> [S], what the search makes small
         x_adv = _painted(image, torch.from_numpy(v.T.astype(np.float32)).view(v.shape[1], pixels, 2 + channels).to(image.device))
-        z, labels = logits(model, x_adv).float(), y.expand(v.shape[1])
+        z, labels = ask(model, x_adv).float(), y.expand(v.shape[1])
         value, fell = climb(z, labels), fooled(z, labels, targeted).nonzero().flatten()
+        check_finite("one pixel", value, wait=True)
         fell = fell[stop(x_adv[fell], labels[fell])] if len(fell) else fell
         if len(fell): raise _Found(x_adv[fell[value[fell].argmax()]][None])
         return -value.cpu().double().numpy()
@@ -128,6 +133,7 @@ def _evolve(model, image, y, pixels, population, generations, climb, targeted, s
     try: differential_evolution(how_bad, [(0, t) for t in top], strategy="rand1bin", mutation=0.5, recombination=1, maxiter=generations, tol=0, polish=False,
                                 init=rng.random((population, len(top))) * top, rng=rng, vectorized=True, updating="deferred")
     except _Found as found: return found.args[0]
+    except RuntimeError as error: raise error.__cause__ or error   # SciPy wraps a ValueError
     return image
 
 # %% ../nbs/17_sparse.ipynb #7016036b
@@ -147,10 +153,12 @@ def one_pixel(
     "One-pixel attack by differential evolution (Su et al. 2019)"
     if ball is not None and not isinstance(ball, L0): raise ValueError(f"this attack counts pixels: the ball is L0(pixels), but it is {ball!r}")
     x, y = prepare(model, x, y, targeted)
-    pixels = pixels if ball is None else int(min(ball.eps, x[0, 0].numel()))
+    pixels = pixels if ball is None else int(min(ball.eps, x.shape[2] * x.shape[3]))
     if pixels < 0 or population < 5 or generations < 1: raise ValueError(f"pixels, population and generations are at least 0, 5 and 1, but they are {pixels}, {population} and {generations}")
-    with torch.no_grad(): z = logits(model, x)
-    check_classes(z, y)
+    if not len(x): return x.clone()
+    with torch.no_grad(): z = ask(model, x)
+    check_finite("one pixel, at the start", z, wait=True)
+    check_rivals(z, y, targeted)
     standing, climb = Standing(x, y, stop or _everyone), make_loss(loss, targeted)
     seeds = (draw(torch.rand, torch.empty(len(x), 1), generator) * 2**24).long().flatten().tolist()
     standing.leave(fooled(z, y, targeted), x)

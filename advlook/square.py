@@ -13,9 +13,9 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor, nn
 
-from .attacks import LOSSES, Standing, fooled, prepare
+from .attacks import Standing, ask, check_finite, check_rivals, fooled, make_loss, prepare
 from .balls import L1, L2, Linf, into, per_image
-from .core import check_classes, draw, logits, pick, progress
+from .core import draw, pick, progress
 
 # %% ../nbs/15_square.ipynb #02c74b9a
 def side_of_square(
@@ -121,7 +121,7 @@ def square(
     if queries < 1 or restarts < 1: raise ValueError(f"queries and restarts are at least 1, but they are {queries} and {restarts}")
     if not isinstance(ball, (Linf, L2, L1)): raise ValueError(f"Square knows Linf, L2 and L1, but the ball is {ball!r}")
     x, y = prepare(model, x, y)
-    value = LOSSES[loss] if isinstance(loss, str) else loss
+    value = make_loss(loss)
     standing, end = Standing(x, y, stop or (lambda x_adv, y: torch.ones_like(y, dtype=torch.bool))), x.clone()
     for _ in range(restarts):
         if not len(standing): break
@@ -138,7 +138,7 @@ def _search(model, x, y, ball, queries, p_init, value, generator, standing) -> S
     "Propose, ask, keep: the state of the images that still stand"
     (start, propose) = (_stripes, _squares) if isinstance(ball, Linf) else (_bumps, _moved)
     s = SimpleNamespace(x=x, y=y, best=start(x, ball, generator), generator=generator)
-    s.loss, s.fell = _ask(model, s.best, y, value)
+    s.loss, s.fell = _ask(model, s.best, y, value, first=True)
     for i in progress(range(queries - 1), "square"):
         if i % DRAWN == 0 or not hasattr(s, "u"): s.u = draw(torch.rand, x.new_empty(len(s.x), DRAWN, 5 + x.shape[1]), s.generator)
         _leave(s, standing)
@@ -151,12 +151,13 @@ def _search(model, x, y, ball, queries, p_init, value, generator, standing) -> S
     return s
 
 
-def _ask(model, x, y, value) -> tuple[Tensor, Tensor]:
+def _ask(model, x, y, value, first=False) -> tuple[Tensor, Tensor]:
     "Loss, and who is fooled"
-    z = logits(model, x)
-    if z.dtype in (torch.bfloat16, torch.float16): z = z.float()
-    check_classes(z, y)
-    return value(z, y), fooled(z, y)
+    z = ask(model, x)
+    if first: check_rivals(z, y)  # the loss does it too, but not on a GPU
+    loss = value(z, y)
+    check_finite("Square", loss, wait=True)
+    return loss, fooled(z, y)
 
 
 def _leave(s, standing) -> None:

@@ -59,5 +59,5 @@ def universal(
 def _mean_gradient(model, x, y, d, climb, clamp) -> Tensor:  # [1,C,H,W]
     "Of the clamped loss by the perturbation; numbers that leave [0,1] do not feel it"
     x_adv = (x + d).clamp(0, 1)
-    g = gradient(model, x_adv, y, lambda z, y: climb(z, y).clamp_max(clamp))[2]
+    g = gradient(model, x_adv, y, lambda z, y: climb(z, y).clamp_max(clamp), "universal")[2]
     return (g * (x_adv == x + d)).mean(0, keepdim=True)

@@ -126,7 +126,8 @@ def test_dlr_needs_three_classes_and_the_targeted_one_four(bench):
     model, x, y = bench
     first = lambda k: (lambda x: model(x)[:, :k])
     with pytest.raises(ValueError, match="2 classes; use loss=\"margin\""): apgd(first(2), x, y % 2, loss="dlr", steps=2)
-    with pytest.raises(ValueError, match="four classes"): autoattack(nn.Sequential(model, Keep(3)), x, y % 3)
+    with pytest.raises(ValueError, match="3 classes; use targets=None"): apgd(first(3), x, y % 3, targets=2, steps=2)
+    assert [*stages("standard", BALL, 3)] == ["apgd-ce", "fab-t", "square"]
     apgd(first(3), x, y % 3, loss="dlr", steps=2)
 
 
