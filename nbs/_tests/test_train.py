@@ -146,7 +146,8 @@ def test_train_and_evaluate(advlook, photos, tmp_path):  # noqa: F811
     code, out, err = advlook(*words, "--out", "run")
     assert code == 0 and "probe robust accuracy" in out, err
     made = {p.name for p in (tmp_path/"run").iterdir()}
-    assert made == {"initial.safetensors", "model.safetensors", "manifest.json", "log.csv", "tensorboard", "checkpoint.pt", "before-checkpoint.pt"}
+    assert made == {"initial.safetensors", "model.safetensors", "manifest.json", "log.csv", "tensorboard", "checkpoint.pt", "before-checkpoint.pt",
+                    "data-folder.txt"}
     told = json.loads((tmp_path/"run"/"manifest.json").read_text())
     assert all(f" {w}" in told["command"] for w in ("--objective trades+awp", "--ema 0.9", "--probe 20", "--patience 5", "--label-smoothing 0.1", "--steps 2")), told["command"]
     assert advlook(*told["command"].split()[1:-1], "again")[0] == 0
