@@ -162,13 +162,14 @@ class Stream:
     def _spared(self, apart: dict[int, list[int]]) -> dict[int, list[int]]:
         "The same; in place of the only photo of a class, which stays, one of a class that has several"
         labels = {group: [y for _, y in self.groups[group].read()] for group in apart}
-        left = Counter(y for group, some in labels.items() for r, y in enumerate(some) if r not in apart[group])
+        stay = {group: sorted(set(range(len(some))) - set(apart[group])) for group, some in labels.items()}
+        left = Counter(labels[group][r] for group, rows in stay.items() for r in rows)
         homes = {labels[group][r]: (group, r) for group in apart for r in apart[group] if labels[group][r] not in left}
         far = lambda group: min(abs(group - home) for home, _ in homes.values())
         for group in sorted(set(range(len(self.groups))) - set(apart), key=far) if homes else ():   # perhaps it has others there
             if not homes: break
             for _, y in self.groups[group].read(): homes.pop(y, None)
-        others = [(group, r, y) for group, some in labels.items() for r, y in enumerate(some) if r not in apart[group]]
+        others = [(group, r, labels[group][r]) for group, rows in stay.items() for r in rows] if homes else []
         for group, r in homes.values():
             other = next((i for i, (*_, y) in enumerate(others) if left[y] > 1), None)
             if other is None: raise ValueError(f"so many photos of {self.name} can't be held out that a class has none left; hold out fewer")
