@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TAKEN', 'accept_labels', 'accept_images', 'accept_pixels', 'Wrapped', 'accept_models', 'accept_functions',
-           'check_signature', 'accept_transforms', 'find_function', 'near', 'told']
+           'check_signature', 'accept_transforms', 'from_here', 'find_function', 'near', 'told']
 
 # %% ../nbs/05b_accept.ipynb #fc575141
 import copy
@@ -12,7 +12,8 @@ import difflib
 import inspect
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 
 import numpy as np
@@ -241,19 +242,26 @@ def _check_strength(name: str, strength, function) -> None:
     check_signature(function, f"the transform {name!r} (strength {strength:g})", 1)
 
 # %% ../nbs/05b_accept.ipynb #3fc0e115
+@contextmanager
+def from_here() -> Iterator[None]:
+    "Within: modules of the current folder can be imported"
+    here = os.getcwd()
+    sys.path.insert(0, here)
+    try: yield
+    finally: sys.path.remove(here)
+
+
 def find_function(
     spec: str,  # MODULE:FUNCTION; the function may be an attribute of one, as in Class.method
 ):  # what is called so
     "What a module of the current folder or of Python's path calls so. ValueError if it can't be had"
     name, _, rest = spec.partition(":")
     if not (name and rest): raise ValueError(f"{spec!r} names no function; write module:function")
-    here = os.getcwd()
-    sys.path.insert(0, here)
-    try: found = import_module(name)
-    except ModuleNotFoundError as error: raise ValueError(_no_module(spec, name, error.name)) from None
-    except (Exception, SystemExit) as error:
-        raise ValueError(f"{spec}: importing {name} failed: {told(error)}") from None
-    finally: sys.path.remove(here)
+    with from_here():
+        try: found = import_module(name)
+        except ModuleNotFoundError as error: raise ValueError(_no_module(spec, name, error.name)) from None
+        except (Exception, SystemExit) as error:
+            raise ValueError(f"{spec}: importing {name} failed: {told(error)}") from None
     for part in rest.split("."):
         if not hasattr(found, part):
             raise ValueError(f"{spec}: {name} has no function {part!r}" + near(part, dir(found)))

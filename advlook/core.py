@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['to_float', 'check_images', 'check_labels', 'check_classes', 'Images', 'logits', 'device_of', 'frozen', 'image_seeds',
-           'PerImage', 'draw', 'seeded', 'pick', 'progress', 'takes', 'call', 'in_batches', 'whole_float32', 'answers',
-           'predict', 'scores', 'describe', 'beside', 'sweep', 'atomic']
+           'PerImage', 'draw', 'seeded', 'pick', 'progress', 'takes', 'call', 'at_once', 'in_batches', 'whole_float32',
+           'answers', 'predict', 'scores', 'describe', 'beside', 'sweep', 'atomic']
 
 # %% ../nbs/00_core.ipynb #c5168a1f
 import glob
@@ -83,7 +83,7 @@ class Images:
     def __repr__(self) -> str:
         "In a line; a data set of numbers would fill the screen"
         size = " x ".join(map(str, self.x.shape[1:]))
-        classes = f"{len(self.names)} classes" if self.names else "labels"
+        classes = f"{len(self.names)} class{'es' * (len(self.names) != 1)}" if self.names else "labels"
         said = [f"{len(self):,} of {size}", str(self.x.dtype).removeprefix("torch."), "no labels" if self.y is None else classes]
         return f"Images({', '.join(said)}{'; ' if self.note else ''}{self.note})"
 
@@ -241,12 +241,23 @@ def call(function: Callable, model: nn.Module, x: Tensor, y: Tensor, generator: 
     return function(model, x, y, **{name: value for name, value in options.items() if takes(function, name)})
 
 
+def at_once(
+    x: Tensor,  # images [N,C,H,W]
+    batch_size: int,  # at the most
+    device: torch.device,  # of the model
+) -> int:
+    "How many images to pass through a model together. On a CPU: as few as fill it, as of more all is slower"
+    if device.type != "cpu" or x.ndim != 4 or not x.numel(): return batch_size
+    few = 2**18 // x.shape[2:].numel()   # what 16 channels of these make of an image are 16 MB; the allocator keeps up to 32
+    return min(batch_size, max(16, torch.get_num_threads(), few))
+
+
 def in_batches(
     function: Callable,  # an attack or an attribution: (model, x, y) -> tensor [N,...]
     model: nn.Module,
     x: Tensor,  # images, uint8 or float [N,C,H,W]
     y: Tensor,  # labels int64 [N]
-    batch_size: int = 256,
+    batch_size: int = 256,  # at the most: see `at_once`
     seed: int = 0,  # of the noise that the function draws
     index: Sequence[int] | None = None,  # where the images stand in their data set; default 0..N-1
     description: str = "",  # beside the progress bar
@@ -255,6 +266,7 @@ def in_batches(
     index = np.arange(len(x)) if index is None else np.asarray(index)
     seeds = image_seeds(seed, int(index.max(initial=-1)) + 1)[index]
     device, results = device_of(model), []
+    batch_size = at_once(x, batch_size, device)
     for i in progress(range(0, len(x), batch_size), description):
         part = slice(i, i + batch_size)
         results.append(call(function, model, to_float(x[part].to(device)), y[part].to(device), PerImage(seeds[part])).detach().cpu())
@@ -307,7 +319,8 @@ def scores(
     "The model's logits, in evaluation mode"
     device = device_of(model)
     with frozen(model), whole_float32(), torch.no_grad():
-        parts = [logits(model, to_float(x[i:i + batch_size].to(device))).float().cpu() for i in range(0, len(x), batch_size)]
+        batches = x.split(at_once(x, batch_size, device)) if len(x) else ()
+        parts = [logits(model, to_float(part.to(device))).float().cpu() for part in batches]
     return torch.cat(parts) if parts else torch.empty(0, 0)
 
 # %% ../nbs/00_core.ipynb #05573761

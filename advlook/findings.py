@@ -230,10 +230,10 @@ def people_table(
 
 
 def shown_points(curves: "pd.DataFrame") -> list[tuple["pd.DataFrame", str]]:  # rows, and what they are in a few words
-    "The points of the curves that a person wants to know: ours, and the strongest of each transform of somebody's own"
+    "The points of the curves that a person wants to know: ours, and the last of each transform of somebody's own"
     chosen, ours = dict(SHOWN), {transform for transform, _ in SHOWN}
     for transform, part in curves[~curves["transform"].isin(ours)].groupby("transform", sort=False):
-        strongest = part.strength.max()
+        strongest = part.strength.iloc[-1]   # as they are given
         chosen[transform, strongest] = transform if set(part.strength) <= {0, 1} else f"{transform} at {strongest:g}"
     parts = [(curves[(curves["transform"] == t) & (curves.strength == s)], word) for (t, s), word in chosen.items()]
     return [(part, word) for part, word in parts if len(part)]

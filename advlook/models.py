@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['OWN', 'CIFAR10', 'IMAGENET', 'Normalize', 'with_normalization', 'conv_bn', 'BasicBlock', 'stage', 'resnet20',
-           'resnet8', 'resnet18_thin', 'alexnet_bn', 'alexnet_bn_small', 'find_architecture', 'create_model',
-           'describe_preparation', 'set_preparation', 'carry_over', 'ToInput', 'for_photos', 'at_size']
+           'resnet8', 'resnet18_thin', 'alexnet_bn', 'alexnet_bn_small', 'find_architecture', 'check_preparation',
+           'create_model', 'describe_preparation', 'set_preparation', 'carry_over', 'ToInput', 'for_photos', 'at_size']
 
 # %% ../nbs/05_models.ipynb #031d8df7
 import difflib
 from collections import OrderedDict
 from collections.abc import Sequence
+from numbers import Integral
 
 import torch
 import torch.nn.functional as F
@@ -119,8 +120,17 @@ def find_architecture(
     known = {"advlook": lambda: list(OWN)} | {"timm": _timm_names, "torchvision": _torchvision_names}
     for source in [library] if library else known:
         if plain.partition(".")[0] in known[source](): return source, plain
-    near = difflib.get_close_matches(plain, [n for source in ([library] if library else known) for n in known[source]()], n=3, cutoff=0.4)
-    raise ValueError(f"no architecture is called {name!r}" + (f"; did you mean {' or '.join(near)}?" if near else ""))
+    libraries = {source: known[source]() for source in ([library] if library else known)}
+    raise ValueError(f"no architecture is called {name!r}{_did_you_mean(plain, libraries)}")
+
+
+def _did_you_mean(plain: str, libraries: dict[str, list[str]]) -> str:
+    "The nearest names, each once; what several libraries build comes with its library"
+    known = dict.fromkeys(n for names in libraries.values() for n in names)
+    near = difflib.get_close_matches(plain, known, n=3, cutoff=0.4)
+    having = {n: [library for library, names in libraries.items() if n in names] for n in near}
+    spelled = [n if len(found) == 1 else f"{library}:{n}" for n, found in having.items() for library in found]
+    return f"; did you mean {' or '.join(spelled)}?" if spelled else ""
 
 
 def _timm_names() -> list[str]:
@@ -131,6 +141,43 @@ def _timm_names() -> list[str]:
 def _torchvision_names() -> list[str]:
     import torchvision
     return torchvision.models.list_models(torchvision.models)
+
+# %% ../nbs/05_models.ipynb #5b1e77d2
+def check_preparation(
+    size: int | None = None,  # side of the images in pixels
+    crop: float | None = None,  # share of the photo's shorter side that is kept, in (0,1]
+    mean: Sequence[float] | None = None,  # of each channel, on the scale of [0,1]
+    std: Sequence[float] | None = None,
+    interpolation: str | None = None,
+    channels: int | None = None,  # None: not known, 3 or 1
+) -> None:
+    "ValueError, in one sentence, for what can't be how photos are made; None is always right"
+    if size is not None and (not isinstance(size, Integral) or size < 1):
+        raise ValueError(f"the size is a number of pixels, at least 1, but it is {size!r}")
+    if crop is not None and not 0 < crop <= 1:
+        raise ValueError(f"the crop is the share of the photo that is kept, above 0 and at most 1, but it is {crop}")
+    if interpolation not in (None, *_INTERPOLATIONS):
+        raise ValueError(f"interpolation is {' or '.join(_INTERPOLATIONS)}, but it is {interpolation!r}")
+    for name, given in dict(mean=mean, std=std).items():
+        if given is not None: _check_numbers(name, given, channels)
+
+
+_INTERPOLATIONS = ("bicubic", "bilinear", "lanczos", "nearest", "box")   # as in `photos.decode`
+
+
+def _check_numbers(name: str, given, channels: int | None) -> None:
+    "ValueError if these are no mean or std of images in [0,1]"
+    told = f"{name} is one number a channel"
+    try: numbers = [float(v) for v in given]
+    except (TypeError, ValueError): raise ValueError(f"{told}, such as (0.5, 0.5, 0.5), but it is {given!r}") from None
+    said, there_are = ", ".join(f"{v:.4g}" for v in numbers), channels or "3, or 1 where images are grey"
+    if len(numbers) not in ((channels,) if channels else (1, 3)):
+        raise ValueError(f"{told}, of which there are {there_are}, but it has {len(numbers)}: {said}")
+    if any(v > 1 for v in numbers):
+        raise ValueError(f"mean and std are of images in [0, 1], but {name} is {said}; divide numbers up to 255 by 255")
+    low = "above 0" if name == "std" else "at least 0"
+    if not all(v > 0 or (name == "mean" and v == 0) for v in numbers):
+        raise ValueError(f"{name} is {low} and at most 1, but it is {said}")
 
 # %% ../nbs/05_models.ipynb #2a056ce1
 def create_model(
@@ -146,6 +193,7 @@ def create_model(
     "A model with normalization inside. ValueError for an unknown name, or a size or number of channels that the net can't take"
     library, plain = find_architecture(name)
     if channels not in (1, 3): raise ValueError(f"images have 3 channels or 1, not {channels}")
+    check_preparation(size, mean=mean, std=std, channels=channels)
     with seeded(seed):
         body, known = _BUILD[library](plain, num_classes, size, pretrained, channels)
     if channels == 1: known |= {k: (sum(known[k]) / len(known[k]),) for k in ("mean", "std")}   # one number for the one channel
@@ -181,6 +229,7 @@ def _torchvision(name, num_classes, size, pretrained, channels):
     if channels == 1: raise ValueError("torchvision's nets take three channels; timm builds nets for one, and grey images reach the others through `for_photos`")
     weights = torchvision.models.get_model_weights(name).DEFAULT
     prepare, options = weights.transforms(), dict(weights=weights if pretrained else None, num_classes=num_classes)
+    if name in ("googlenet", "inception_v3") and not pretrained: options["init_weights"] = True   # as by default, which warns
     body = torchvision.models.get_model(name, **options, **(dict(image_size=size) if size and name.startswith("vit_") else {}))
     side = size or prepare.crop_size[0]
     if size: _try_size(body, name, (3, size, size), prepare.crop_size[0])
@@ -220,12 +269,12 @@ def set_preparation(
     crop: float | None = None,  # share of the photo's shorter side that is kept, in (0,1]
     mean: Sequence[float] | None = None,  # of each channel, on the scale of [0,1]
     std: Sequence[float] | None = None,
-    interpolation: str | None = None,  # "bilinear" or "bicubic"
+    interpolation: str | None = None,  # "bilinear", "bicubic", "lanczos", "nearest" or "box"
 ) -> nn.Module:  # the same module, or one with normalization in front; `.notes` says what was replaced
     "Say how a model's photos are made; what is None stays. ValueError for numbers that can't be right"
-    if crop is not None and not 0 < crop <= 1: raise ValueError(f"the crop is the share of the photo that is kept, above 0 and at most 1, but it is {crop}")
-    if size is not None and size < 1: raise ValueError(f"the size is a number of pixels, at least 1, but it is {size}")
-    if mean or std: model = _set_normalization(model, {k: tuple(v) for k, v in dict(mean=mean, std=std).items() if v})
+    check_preparation(size, crop, mean, std, interpolation, _channels_of(model))
+    given = {k: tuple(v) for k, v in dict(mean=mean, std=std).items() if v is not None}
+    if given: model = _set_normalization(model, given)
     known = dict(getattr(model, "preparation", None) or {})
     channels = known["input_size"][0] if "input_size" in known else len(known.get("mean", "rgb"))
     given = dict(input_size=size and (channels, size, size), crop_pct=crop, interpolation=interpolation)
@@ -233,12 +282,21 @@ def set_preparation(
     return model
 
 
+def _channels_of(model: nn.Module) -> int | None:
+    "How many channels its images have, as far as it says so"
+    known = getattr(model, "preparation", None) or {}
+    if "input_size" in known: return known["input_size"][0]
+    inside = next((m for m in model.modules() if isinstance(m, Normalize)), None)
+    return len(inside.mean) if inside else None
+
+
 def _set_normalization(model: nn.Module, given: dict[str, tuple]) -> nn.Module:
     "Put the numbers into the model's own Normalize, or one in front of it"
-    if (largest := max(map(max, given.values()))) > 1: raise ValueError(f"mean and std are of images in [0, 1], but there is {largest:.4g} among them; divide them by 255")
     inside = next((m for m in model.modules() if isinstance(m, Normalize)), None)
     old = {k: tuple(v.flatten().tolist()) for k, v in inside.named_buffers()} if inside else {}
     if len(new := old | given) < 2: raise ValueError("this model does not normalize its images, so mean and std are needed together")
+    if len(new["mean"]) != len(new["std"]):
+        raise ValueError(f"mean and std are one number a channel, but they are {new['mean']} and {new['std']}")
     if not inside: return carry_over(model, with_normalization(model, **new))
     for k, v in Normalize(**new).named_buffers(): setattr(inside, k, v.to(inside.mean.device))
     say = lambda d: ", ".join(f"{k} " + " ".join(f"{x:.3g}" for x in d[k]) for k in ("mean", "std"))

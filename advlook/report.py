@@ -13,6 +13,7 @@ import io
 import json
 import os
 import platform
+import re
 import shutil
 import textwrap
 from collections.abc import Callable, Iterator
@@ -107,7 +108,7 @@ class Drawing:
 
 def draw_looks(models: dict[str, nn.Module], images: Images, looks: dict[str, Callable], tables: dict[str, "pd.DataFrame"]) -> Iterator[Drawing]:
     "A figure of maps for each look"
-    for look, attribution in looks.items():
+    for number, (look, attribution) in enumerate(looks.items(), 1):
         y = torch.zeros(len(images), dtype=torch.int64) if images.y is None else images.y
         maps = {name: in_batches(attribution, m, images.x, y) for name, m in models.items()}
         scale = "Each row has one scale for all its photos; the number under a model's name is the value that reaches full color."
@@ -115,7 +116,9 @@ def draw_looks(models: dict[str, nn.Module], images: Images, looks: dict[str, Ca
             maps = {name: torch.stack([m / map_scale(m) for m in ms]) for name, ms in maps.items()}
             scale = "Where a model is sure of its answer its loss hardly changes, so each photo has a scale of its own here: compare patterns, not strengths."
         said = " ".join(say_scales(tables, look, trained(models)))
-        yield Drawing("maps-" + look.lower().replace(" ", "-"), f"What they look at: {look}", said, f"The {look} of each model on the same {count(len(images), 'photo')}, signed and in color: mid-grey is zero, brighter raises the score and darker lowers it. " + scale,
+        among = "the same photo" if len(images) == 1 else f"the same {len(images)} photos"
+        name = re.sub(r"\W+", "-", look.lower()).strip("-") if look in LOOKS else f"own-{number}"   # names of one's own may hold anything
+        yield Drawing(f"maps-{name}", f"What they look at: {look}", said, f"The {look} of each model on {among}, signed and in color: mid-grey is zero, brighter raises the score and darker lowers it. " + scale,
                       show_maps(maps, images.x, short_titles(images), width=0.9 if len(images) > 8 else 1.4), photos=True)
 
 
@@ -130,7 +133,7 @@ def draw_scales(models: dict[str, nn.Module], images: Images, look: str, tables:
     names, scales = trained(models), tables["scales"]
     shown = scales[(scales.attribution == look) & (scales.model != "white noise")].dropna(subset="wavelength")
     yield Drawing("scales", "How large is it?", " ".join(say_scales(tables, look, names)), "The look scale of each kind of map: the typical wavelength of what it shows, in pixels, with its 95 % interval over images (often smaller than the dot). "
-        "White noise is the finest that a map can look without being made of stripes. On images whose scale is known, all of these read right up to about 4 pixels; above 8, plain gradients read too fine, those of standard models most, and Guided Backprop comes closest." + (" Random, the model before training, shows what the architecture alone prints: its strides leave a fine grid." if "Random" in models else ""), plot_scales(scales))
+        "White noise is the finest that a map can look without being made of stripes. On images whose scale is known, ours read right up to about 4 pixels; above 8, plain gradients read too fine, those of standard models most, and Guided Backprop comes closest." + (" Random, the model before training, shows what the architecture alone prints: its strides leave a fine grid." if "Random" in models else ""), plot_scales(scales))
     if not len(shown): return
     waves = say_waves(scales, look, [n for n in names if n in set(shown.model)], min(images.x.shape[2:]))
     yield Drawing("rulers", "The same on a photo", waves, f"The ticks of each ruler are one look scale apart ({look}).", draw_rulers(images[:6], shown), photos=True)
@@ -211,10 +214,19 @@ def text_table(
 ) -> str:
     "A table in lines of at most `width` characters, as far as its columns can be that narrow"
     heads = [textwrap.wrap(name, 20) or [""] for name in table.columns]
-    widths = [2 + max(map(len, [*head, *table.iloc[:, i]])) for i, head in enumerate(heads)]
+    for cut in None, " [":   # intervals go below their numbers where the lines would be too long
+        cells = [[_lines(value, cut) for value in table.iloc[:, i]] for i in range(len(heads))]
+        widths = [2 + max(len(line) for lines in [head, *column] for line in lines) for head, column in zip(heads, cells)]
+        if sum(widths) + 24 <= width: break
     label = min(max(map(len, table.index)), max(24, width - sum(widths)))
-    blocks = [_block(table, heads, widths, some, label) for some in _side_by_side(widths, width - label)]
+    rows = [[textwrap.wrap(name, label, subsequent_indent="  ") or [""], *row] for name, *row in zip(table.index, *cells)]
+    blocks = [_block(heads, rows, widths, some, label) for some in _side_by_side(widths, width - label)]
     return "\n\n".join("\n".join(lines) for lines in blocks)
+
+
+def _lines(value: str, cut: str | None) -> list[str]:
+    first, cut, rest = value.partition(cut) if cut else (value, "", "")
+    return [first, cut.strip() + rest] if rest else [first]
 
 
 def _side_by_side(widths: list[int], room: int) -> list[list[int]]:
@@ -226,15 +238,13 @@ def _side_by_side(widths: list[int], room: int) -> list[list[int]]:
     return blocks
 
 
-def _block(table, heads, widths, columns: list[int], label: int) -> list[str]:
-    "Lines; a label of several ends beside the values"
-    line = lambda words, start="": (start.ljust(label) + "".join(w.rjust(widths[i]) for i, w in zip(columns, words))).rstrip()
-    depth = max(len(heads[i]) for i in columns)
-    lines = [line([([""] * depth + heads[i])[-depth:][k] for i in columns]) for k in range(depth)] + [""]
-    for row in table.itertuples(name=None):
-        *above, last = textwrap.wrap(row[0], label, subsequent_indent="  ") or [""]
-        lines += [*above, line([row[1 + i] for i in columns], last)]
-    return lines
+def _block(heads, rows, widths, columns: list[int], label: int) -> list[str]:
+    "Lines of some columns; what is shorter than its row begins at its top"
+    def drawn(start, parts):
+        depth = max(len(start), *(len(parts[i]) for i in columns))
+        at = lambda lines, k: lines[k] if k < len(lines) else ""
+        for k in range(depth): yield (at(start, k).ljust(label) + "".join(at(parts[i], k).rjust(widths[i]) for i in columns)).rstrip()
+    return [*drawn([""], heads), "", *(line for start, *parts in rows for line in drawn(start, parts))]
 
 # %% ../nbs/62_report.ipynb #c0ffee05
 _SCALE = {"wavelength": "wavelength_pixels", "cycles": "cycles_per_image", "bandwidth": "bandwidth_octaves"}
@@ -404,4 +414,5 @@ def _caption(images: Images) -> str:
     "How to read the table"
     n = len(images)
     among, robust = ("that all trained models get right", " Robust accuracy counts all images, defense rate only those that were right before the attack.") if images.y is not None else ("on which all trained models agree", "")
-    return f"On {count(n)} a share of 50 % is known to about ±{100 / n ** 0.5:.0f} points. Look scale: geometric mean over the images {among}, with its 95 % bootstrap interval.{robust}"
+    known = f"On {count(n)} a share of 50 % is known to about ±{100 / n ** 0.5:.0f} points." if n >= 10 else "So few images say next to nothing of shares."
+    return f"{known} Look scale: geometric mean over the images {among}, with its 95 % bootstrap interval.{robust}"

@@ -206,8 +206,11 @@ def attack_flags(
     flags = [*_random_answers(model, few, z, batch_size), *_probabilities(z)]
     gradients = _gradients(model, few, batch_size)
     if flags and "differently" in flags[0] or gradients and "no gradient" in gradients[0]: return flags + gradients  # the rest would measure only that
+    if takes(attack, "ball"): attack = partial(attack, ball=ball)
+    stands = survives(model, few, attack, ball, batch_size, seed, answers=few.y)
     share = lambda attack, ball: share_of(survives(model, few, attack, ball, batch_size, seed, answers=few.y))
-    return flags + gradients + (_radii(share, attack, ball, few) if takes(attack, "ball") else []) + _without_gradients(share, model, attack, ball, few, batch_size, seed, queries)
+    radii = _radii(share, attack, ball, share_of(stands), few) if takes(attack, "ball") else []
+    return flags + gradients + radii + _without_gradients(model, ball, few, stands, batch_size, seed, queries)
 
 
 def _random_answers(model, images, z, batch_size) -> list[str]:
@@ -230,11 +233,12 @@ def _gradients(model, images, batch_size) -> list[str]:
     return [f"The gradient of the cross-entropy is exactly 0 on {zero:.0%} of the images: PGD stays where it is there. Use loss=\"margin\" or \"dlr\", and an attack without gradients."] if zero > 0.02 else []
 
 # %% ../nbs/19_robustness.ipynb #2a9ad141
-def _radii(share: Callable, attack: Callable, ball, images: Images) -> list[str]:
-    "Larger balls, and the whole cube"
+def _radii(share: Callable, attack: Callable, ball, middle: float, images: Images) -> list[str]:
+    "Smaller and larger balls beside the share that stands in this one, and the whole cube"
     kind, d = type(ball), images.x[0].numel()
     whole = kind({Linf: 1.0, L2: math.sqrt(d), L1: float(d), L0: float(d)}.get(kind, math.sqrt(d)))
-    values = {eps: share(partial(attack, ball=kind(eps)), kind(eps)) for eps in (ball.eps / 2, ball.eps, 2 * ball.eps)}
+    within = lambda eps: share(partial(attack, ball=kind(eps)), kind(eps))
+    values = {ball.eps / 2: within(ball.eps / 2), ball.eps: middle, 2 * ball.eps: within(2 * ball.eps)}
     flags, (small, *_, large) = [], values.values()
     noise = 2 * math.sqrt(max(small * (1 - small), 0.01) / len(images))  # two standard errors
     if max(values[e] for e in values if e > ball.eps / 2) > small + noise: flags.append(f"Robust accuracy rises with the radius ({', '.join(f'{v:.0%} at {e:.3g}' for e, v in values.items())}): the attack does not find what is there.")
@@ -243,13 +247,12 @@ def _radii(share: Callable, attack: Callable, ball, images: Images) -> list[str]
     return flags
 
 
-def _without_gradients(share, model, attack, ball, images, batch_size, seed, queries) -> list[str]:
+def _without_gradients(model, ball, images, stands, batch_size, seed, queries) -> list[str]:
     "Does Square fell what the attack did not?"
-    if not isinstance(ball, (Linf, L2, L1)): return []
-    stands = survives(model, images, attack, ball, batch_size, seed, answers=images.y)
-    if not stands.any(): return []
+    if not isinstance(ball, (Linf, L2, L1)) or not stands.any(): return []
     still = images[stands]
-    fell = 1 - share_of(survives(model, still, partial(square, ball=ball, queries=queries), ball, batch_size, seed, answers=still.y))
+    attack = partial(square, ball=ball, queries=queries)
+    fell = 1 - share_of(survives(model, still, attack, ball, batch_size, seed, answers=still.y))
     if fell * stands.sum() / len(images) <= 0.02: return []
     return [f"An attack that uses no gradients ({queries} queries of square) fells {fell:.0%} of the images that survived the attack with gradients: these are masked, or the attack is weak."]
 

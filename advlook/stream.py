@@ -22,8 +22,11 @@ import torch
 from torch import Tensor
 
 from .core import Images, image_seeds
-from .data import CATALOG, choose_split, find_source, open_split, quiet_datasets
+from .data import CATALOG, as_name, find_source, list_photos, local_folder, open_split, title_of, to_labels
+from .folders import Tree, survey
+from .layouts import tell_left_out
 from .photos import decode, open_photo
+from .tables import choose_split, column_values, find_tables, quiet_datasets
 from .train import ahead
 
 if TYPE_CHECKING: from PIL.Image import Image
@@ -56,40 +59,80 @@ class Group(NamedTuple):
     read: Callable[[], list[tuple]]  # -> (file's bytes or path, label) of each
 
 
-def _read_rows(file: str, index: int, image: str, label: str) -> list[tuple]:
+def _read_rows(file: str, index: int, image: str, label: str, number: dict | None) -> list[tuple]:
+    "A row group; what has no image or no label counts as a photo that can't be read"
     import fsspec
     import pyarrow.parquet as parquet
     with fsspec.open(file, "rb") as opened:
         table = parquet.ParquetFile(opened).read_row_group(index, [image, label])
-    return [(cell["bytes"], y) for cell, y in zip(table[image].to_pylist(), table[label].to_pylist())]
+    labels = [number.get(y) if number else y for y in table[label].to_pylist()]
+    cells = [cell or {} for cell in table[image].to_pylist()]
+    files = [cell.get("bytes") or cell.get("path") or b"" for cell in cells]
+    return [(b"", 0) if y is None or y < 0 else (file, y) for file, y in zip(files, labels)]
 
 
-def _row_groups(file: str, image: str, label: str) -> list[Group]:
+def _row_groups(file: str, **columns) -> list[Group]:
     import fsspec
     import pyarrow.parquet as parquet
     with fsspec.open(file, "rb") as opened: about = parquet.ParquetFile(opened).metadata
-    return [Group(about.row_group(i).num_rows, partial(_read_rows, file, i, image, label)) for i in range(about.num_row_groups)]
+    rows = [about.row_group(i).num_rows for i in range(about.num_row_groups)]
+    return [Group(n, partial(_read_rows, file, i, **columns)) for i, n in enumerate(rows)]
 
 
 def find_groups(
-    name: str,  # of the catalogue, of a folder in $ADVLOOK_DATA, or a path
+    name: str | Path,  # of the catalogue, of a folder in $ADVLOOK_DATA, or a path
     split: str,  # "train" or "test"
 ) -> tuple[list[Group], tuple[str, ...]]:  # and the names of the classes
-    "All groups of a data set. ValueError: unknown, without labels or a list of classes, or neither parquet nor folders of classes"
-    import datasets
-    source, config, revision = find_source(name)
+    "All groups of a data set. ValueError: unknown, without labels, or neither parquet files nor photos"
+    name = as_name(name)
+    tree = (place := local_folder(name)) and survey(place)
+    tables = find_tables(tree, CATALOG.get(name, {}))[0] if tree else {}
+    if tree and not tables: return _photo_groups(name, split, tree)
     rows, image, label = open_split(name, split, stream=True)
-    if label is None: raise ValueError(f"{Path(name).name!r} has no labels, and training needs them")
-    if not isinstance(rows.features[label], datasets.ClassLabel): raise ValueError(f"{Path(name).name!r} can't be streamed, as it does not list its classes: make the column {label!r} a datasets.ClassLabel, or leave out --stream")
-    names = rows.features[label].names
-    with quiet_datasets(): files = datasets.load_dataset_builder(source, config, revision=revision).config.data_files
-    files = list(files[choose_split(list(map(str, files)), split, CATALOG.get(name, {}))])
-    if files[0].endswith(".parquet"):
-        with ThreadPoolExecutor(16) as pool: return [g for groups in pool.map(partial(_row_groups, image=image, label=label), files) for g in groups], tuple(names)
-    pairs = [(f, names.index(Path(f).parent.name)) for f in files if Path(f).parent.name in names]
-    if not pairs: raise ValueError(f"{Path(name).name!r} can't be streamed: it needs parquet files, or a folder for each class")
-    pairs = [pairs[i] for i in np.random.default_rng(0).permutation(len(pairs))]
-    return [Group(len(some), partial(list, some)) for some in (pairs[i:i + 100] for i in range(0, len(pairs), 100))], tuple(names)
+    if label is None: raise _unlabelled(name)
+    files = _parquet_files(name, split, tables)
+    names, number = getattr(rows.features[label], "names", None), None
+    if not names: names, number = _classes(column_values(files, label))
+    read = partial(_row_groups, image=image, label=label, number=number)
+    with ThreadPoolExecutor(16) as pool: return [g for groups in pool.map(read, files) for g in groups], tuple(names)
+
+
+def _parquet_files(name: str, split: str, tables: dict[str, list[str]]) -> list[str]:
+    "Of a split, in the order of their names"
+    import datasets
+    if not tables:
+        source, config, revision = find_source(name)
+        with quiet_datasets(): builder = datasets.load_dataset_builder(source, config, revision=revision)
+        tables = builder.config.data_files
+    tables = {str(split): files for split, files in tables.items()}
+    files = list(tables[choose_split([*tables], split, CATALOG.get(name, {}))])
+    if files[0].lower().endswith(".parquet"): return files
+    raise ValueError(f"{title_of(name)!r} can't be streamed: it needs parquet files, or a folder for each class")
+
+
+def _classes(values: list) -> tuple[list[str], dict]:
+    "Where classes are not listed: their names, and the number of each value"
+    known = sorted({value for value in values if value is not None})
+    names = to_labels(known)[1]
+    return names or [str(value) for value in known], {value: i for i, value in enumerate(known)}
+
+
+def _unlabelled(name: str) -> ValueError:
+    return ValueError(f"{title_of(name)!r} has no labels, and training needs them")
+
+# %% ../nbs/23_stream.ipynb #13afbf98
+def _photo_groups(name: str, split: str, tree: Tree) -> tuple[list[Group], tuple[str, ...]]:
+    "Of a folder or a zip of photos: a hundred at random make a group"
+    listed = list_photos(name, split, tree)
+    if listed.labels is None: raise _unlabelled(name)
+    said = [*listed.said, *tell_left_out(listed.left_out)]
+    if said and os.environ.get("RANK", "0") == "0": print(f"{title_of(name)}: {'; '.join(said)}")
+    order = np.random.default_rng(0).permutation(listed.total)
+    parts = [order[i:i + 100].tolist() for i in range(0, listed.total, 100)]
+    return [Group(len(part), partial(_read_photos, listed.read, part)) for part in parts], tuple(listed.names)
+
+
+def _read_photos(read: Callable, part: list[int]) -> list[tuple]: return [(file, y) for file, _, y in read(part)]
 
 # %% ../nbs/23_stream.ipynb #87f8293d
 def random_crop(
@@ -134,10 +177,11 @@ class Stream:
         held_out: int = 0,  # photos that never come; see `held`
         workers: int | None = None,  # threads that decode; None: one for each core, shared out among the processes of this machine
     ):
+        name = as_name(name)
         self.groups, self.names = find_groups(name, split)
         self.size, self.augment, self.least, self.jitter, self.window, self.lanes = size or CATALOG.get(name, {}).get("size", 224), augment, least, jitter, window, lanes
         self.workers = workers or max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
-        self.name = f"{Path(name).name} {split}"
+        self.name = f"{title_of(name)} {split}"
         self.apart = self._hold_out(held_out)
         self.sizes = np.array([g.rows - len(self.apart.get(i, ())) for i, g in enumerate(self.groups)])
         self.first = np.cumsum(self.sizes) - self.sizes   # the number of each group's first photo

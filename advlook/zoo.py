@@ -10,20 +10,21 @@ __all__ = ['PAIRS', 'save_model', 'load_checkpoint', 'bundled', 'bundled_runs', 
 import difflib
 import hashlib
 import json
-import os
 import re
-import sys
+from collections.abc import Callable
 from contextlib import contextmanager
-from importlib import import_module
+from functools import cache
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from .checkpoints import fit_weights, read_weights
+from .accept import find_function, from_here, told
+from .checkpoints import read_weights
 from .core import atomic
 from .data import hub_answers
-from .models import create_model, find_architecture, set_preparation
+from .fitting import ODD, align, fit_weights, fitness, or_nearest, shapes_of
+from .models import _try_size, check_preparation, create_model, find_architecture, set_preparation
 
 # %% ../nbs/08_zoo.ipynb #dd675194
 def save_model(
@@ -53,33 +54,89 @@ def load_checkpoint(
     path: str | Path,  # .safetensors or what torch.save wrote
     architecture: str | None = None,  # a name for `create_model`; None: as the file, or config.json beside it, says
     num_classes: int | None = None,  # None: as the file says, or as many as its last layer has rows
-    **options,  # for `create_model`: size, mean, std; for `.preparation`: crop_pct, interpolation
-) -> nn.Module:  # in evaluation mode, images in [0,1] to logits; `.notes` lists what was left out or assumed
+    **options,  # size, crop_pct, interpolation, mean, std: they replace what the file says
+) -> nn.Module:  # in evaluation mode, images in [0,1] to logits; `.notes` lists what was left out, replaced or assumed
     "A model from a file. ValueError: no such file, unreadable, no architecture, weights that don't fit"
-    state, about = read_weights(path)
-    name = repr(Path(path).name)
-    build, prepare, class_names = _what_it_says(Path(path).expanduser(), about["header"]) if architecture is None else (dict(name=architecture), {}, None)
-    if not build: raise ValueError(f"{name} does not say what it is; name its architecture, such as timm:resnet50")
-    build |= {k: about[k] for k in ("mean", "std") if k in about}
-    if not build.get("num_classes"): build |= _shape_of(name, state, build["name"], options.get("size"))
-    if num_classes: build["num_classes"] = num_classes
-    taken = {k: v for k, v in options.items() if k not in ("crop_pct", "interpolation") and v is not None}
-    arguments = build.pop("timm", {})
-    model = create_model(**build | taken)
-    if arguments: model.model = _timm_body(build, arguments | ({"img_size": options["size"]} if "img_size" in arguments and options.get("size") else {}))
+    options, path, name = _checked(options), Path(path).expanduser(), repr(Path(path).name)
+    shapes = cache(lambda architecture: shapes_of(architecture, options.get("size")))
+    wanted = architecture or _beside(path).get("architecture")
+    if wanted and path.is_file(): find_architecture(wanted)
+    state, about = read_weights(path, wanted and (lambda found: fitness(found, shapes(wanted))), strict=False)
+    build, prepare, class_names = _what_it_is(path, about["header"], architecture)
+    if not build:
+        said = f"name its architecture, such as timm:resnet50{or_nearest(state)}"
+        raise ValueError(f"{name} does not say what it is; {said}")
+    if not build.get("num_classes"): build |= _shape_of(name, state, build["name"], shapes(build["name"]))
+    if num_classes not in (None, build["num_classes"]):
+        said = f"{build['num_classes']} classes, not {num_classes}"
+        raise ValueError(f"{name} has {said}; leave their number out, the file says it")
+    build |= _normalization(name, about, build.get("channels", 3), options)
+    model = _built(build, options, ours="advlook" in about["header"])
     fit_weights(model, state, name)
     if about["format"] == "robustness" and model.preparation["input_size"][-1] > 128: prepare = dict(crop_pct=0.875, interpolation="bilinear")   # its TEST_TRANSFORMS_IMAGENET
     if options.get("size"): prepare.pop("input_size", None)
-    model.preparation |= prepare | {k: v for k, v in options.items() if k in ("crop_pct", "interpolation") and v is not None}
+    model.preparation |= prepare
     model.class_names = class_names
-    model.notes = _notes(name, about, "mean" in build | taken, model.preparation) + getattr(model, "notes", [])
-    return model.eval()
+    known = {"mean", "std"} <= build.keys() | options.keys()
+    model.notes = _notes(name, about, known, model.preparation) + getattr(model, "notes", [])
+    return _prepared(model, options, "mean" in build).eval()
+
+# %% ../nbs/08_zoo.ipynb #3d5fa2c6
+def _checked(options: dict) -> dict:
+    "Options without those that are None. TypeError for a name that is none, ValueError for numbers that can't be right"
+    strange = [k for k in options if k not in _OPTIONS]
+    if strange: raise TypeError(f"no option is called {strange[0]!r}; there are {', '.join(_OPTIONS)} and num_classes")
+    check_preparation(*map(options.get, _OPTIONS))
+    return {k: v for k, v in options.items() if v is not None}
+
+
+_OPTIONS = ("size", "crop_pct", "mean", "std", "interpolation")   # in the order of `check_preparation`
+
+
+def _what_it_is(path: Path, header: dict, architecture: str | None) -> tuple[dict, dict, list[str] | None]:
+    "As `_what_it_says`, but where an architecture is named, that one"
+    if architecture is None: return _what_it_says(path, header)
+    if "advlook" not in header: return dict(name=architecture), {}, None
+    build, prepare, class_names = _what_it_says(path, header)
+    if find_architecture(build["name"]) == find_architecture(architecture): return build, prepare, class_names
+    return dict(name=architecture) | prepare, prepare, None
+
+
+def _normalization(name: str, about: dict, channels: int, options: dict) -> dict:
+    "Mean and std that a file holds, as many as there are channels"
+    if "unclear" in about and not {"mean", "std"} <= options.keys():
+        raise ValueError(f"{name} {about['unclear']}; say which mean and std are meant, on the scale of [0,1]")
+    if "unclear" in about: about["notes"].append(f"{about['unclear']}; what was given stands in their place")
+    found = {k: about[k] * (channels if len(about[k]) == 1 else 1) for k in ("mean", "std") if k in about}
+    if all(len(v) == channels for v in found.values()): return found
+    about["notes"] = [f"a normalization for {len(about['mean'])} channels was left out: its images have {channels}"]
+    return {}
+
+
+def _built(build: dict, options: dict, ours: bool) -> nn.Module:
+    "The network, its weights still to come. A file of ours says its size itself: some networks differ by it"
+    arguments, size = build.pop("timm", {}), options.get("size")
+    given = {k: options[k] for k in ("mean", "std") if k in options and "mean" not in build}
+    model = create_model(**build | given | (dict(size=size) if size and not ours else {}))
+    if "img_size" in arguments and size: arguments = arguments | dict(img_size=size)
+    if arguments: model.model = _timm_body(build, arguments)
+    channels, *_, own = model.preparation["input_size"]
+    if ours and size: _try_size(model.model, build["name"], (channels, size, size), own)
+    return model
+
+
+def _prepared(model: nn.Module, options: dict, normalized: bool) -> nn.Module:
+    "With the preparation that was asked for; `.notes` says if it replaces a normalization that was known"
+    replaced = {k: options[k] for k in ("mean", "std") if k in options and normalized}
+    size, crop, interpolation = map(options.get, ("size", "crop_pct", "interpolation"))
+    return set_preparation(model, size, crop, interpolation=interpolation, **replaced)
 
 # %% ../nbs/08_zoo.ipynb #91e6ef52
 def _notes(name: str, about: dict, normalized: bool, preparation: dict) -> list[str]:
     "What a reader of results should know of a file, in sentences"
     strange = [n for n in about["inert"] if n.partition(".")[0] not in ("torch", "numpy", "_codecs", "collections", "builtins")]
     return ([f"{name}: not used of what it holds: {', '.join(about['left_out'])}"] if about["left_out"] else []) \
+        + [f"{name}: {said}" for said in about["notes"]] \
         + ([f"{name}: holds code or objects, which were not run: {', '.join(strange[:5])}" + (f" and {len(strange) - 5} more" if len(strange) > 5 else "")] if strange else []) \
         + ([] if normalized else [f"{name}: says nothing of normalization; its architecture's was taken: mean {preparation['mean']}, std {preparation['std']}"])
 
@@ -89,12 +146,17 @@ def _what_it_says(path: Path, header: dict) -> tuple[dict, dict, list[str] | Non
     if "advlook" in header:
         told = json.loads(header["advlook"])
         return dict(told["architecture"]), {k: tuple(told["architecture"][k]) for k in ("mean", "std")}, told.get("class_names")
-    try: told = json.loads((path.parent / "config.json").read_text())
-    except (OSError, ValueError): return {}, {}, None
-    if not isinstance(told, dict) or not isinstance(told.get("architecture"), str): return {}, {}, None
+    if not (told := _beside(path)): return {}, {}, None
     config = told.get("pretrained_cfg") or {}
     build = dict(name=f"timm:{told['architecture']}", num_classes=told.get("num_classes"), timm=told.get("model_args") or {})
     return build | {k: tuple(config[k]) for k in ("mean", "std") if k in config}, {k: tuple(v) if isinstance(v, list) else v for k in ("input_size", "crop_pct", "interpolation") if (v := config.get(k))}, told.get("label_names")
+
+
+def _beside(path: Path) -> dict:
+    "What timm's config.json beside a file says; empty if there is none"
+    try: told = json.loads((path.parent / "config.json").read_text())
+    except (OSError, ValueError): return {}
+    return told if isinstance(told, dict) and isinstance(told.get("architecture"), str) else {}
 
 
 def _timm_body(build: dict, arguments: dict) -> nn.Module:
@@ -103,16 +165,17 @@ def _timm_body(build: dict, arguments: dict) -> nn.Module:
     return timm.create_model(find_architecture(build["name"])[1], **dict(num_classes=build["num_classes"]) | arguments)
 
 # %% ../nbs/08_zoo.ipynb #76e804a8
-def _shape_of(file: str, state: dict[str, Tensor], architecture: str, size: int | None) -> dict:
+def _shape_of(file: str, state: dict[str, Tensor], architecture: str, own: dict[str, Tensor]) -> dict:
     "How many classes and channels a network has: rows of its last layer and columns of its first, which layers those are being told by the architecture"
-    odd = 7919   # a number of classes that no other dimension has
-    own = create_model(architecture, num_classes=odd, size=size).model.state_dict()
-    first, last = next((k for k, v in own.items() if v.ndim == 4), "?"), [k for k, v in own.items() if v.shape[:1] == (odd,)]
-    under = lambda name: [v for k, v in state.items() if k == name or k.endswith(f".{name}")]   # perhaps behind a prefix
-    rows = [len(v) for name in last for v in under(name)]
-    if not rows: raise ValueError(f"{file} does not look like {architecture!r}: it has no last layer {', '.join(last)}")
-    grey = any(v.shape == (len(own[first]), 1, *own[first].shape[2:]) for v in under(first))
-    return dict(num_classes=rows[0]) | (dict(channels=1) if grey else {})
+    _, names = align(state, own)
+    first = next((k for k, v in own.items() if v.ndim == 4), "?")
+    last = [k for k, v in own.items() if ODD in v.shape[:1]]
+    rows = [len(state[names[k]]) for k in last if k in names and state[names[k]].ndim]
+    if not rows:
+        lacks = f"it has no last layer {', '.join(last)}{or_nearest(state, architecture)}"
+        raise ValueError(f"{file} does not look like {architecture!r}: {lacks}")
+    grey = first in names and state[names[first]].shape == (len(own[first]), 1, *own[first].shape[2:])
+    return dict(num_classes=rows[-1]) | (dict(channels=1) if grey else {})   # auxiliary heads come before the last
 
 # %% ../nbs/08_zoo.ipynb #94142696
 def bundled() -> dict[str, list[int]]:
@@ -148,9 +211,10 @@ def _from_bundled(text: str, **options) -> nn.Module:
     "NAME/RUN"
     name, _, run = text.partition("/")
     random = run.startswith("random-")
+    normalization = {k: options.pop(k) for k in ("mean", "std") if k in options}   # later, not rounded to 16 bits
     model = load_checkpoint(bundled_folder(name, run.replace("random-", "std-", 1)) / "model.safetensors", **options)
     if random: initial_weights(model, int(run.rpartition("-")[2]))
-    return model.to(memory_format=torch.channels_last)
+    return set_preparation(model, **normalization).to(memory_format=torch.channels_last)
 
 
 def load_trio(
@@ -265,7 +329,8 @@ def open_model(
     **options,  # size, mean, std, crop_pct, interpolation, num_classes; those that are None don't count
 ) -> nn.Module:  # in evaluation mode, images in [0,1] to logits
     "A model from wherever one can be had. ValueError, or ConnectionError, with one sentence on what is wrong"
-    options = {k: v for k, v in options.items() if v is not None}
+    classes = options.pop("num_classes", None)
+    options = _checked(options) | (dict(num_classes=classes) if classes is not None else {})
     kind, what, architecture = parse_spec(spec)
     if kind == "file": return load_checkpoint(what, architecture, **options)
     return (_SCHEMES | {"function": _from_function})[kind](what, **options)
@@ -321,16 +386,16 @@ def _from_library(library: str):
         _, plain = find_architecture(f"{library}:{name}")
         classes = _published_classes(library, plain)
         if options.pop("num_classes", classes) != classes: raise ValueError(f"the published weights of {library}:{name} are for {classes} classes; name a file of yours: PATH:{library}:{name}")
-        prepare = {k: options.pop(k) for k in ("crop_pct", "interpolation") if k in options}
+        options = _checked(options)
         try:
-            with _short_of_network(): model = create_model(f"{library}:{plain}", num_classes=classes, pretrained=True, **options)
+            with _short_of_network():
+                model = create_model(f"{library}:{plain}", classes, size=options.get("size"), pretrained=True)
         except ValueError: raise
-        except RuntimeError as error: raise ValueError(f"the weights of {library}:{name} can't be loaded: {_told(error)}") from None
+        except RuntimeError as error: raise ValueError(f"the weights of {library}:{name} can't be loaded: {told(error)}") from None
         except OSError as error:   # also of what the hub's library and urllib raise for want of a network
             raise ConnectionError(f"the weights of {library}:{name} are not in the local cache and can't be downloaded ({type(error).__name__}); download them where there is a network, or name a file of yours: PATH:{library}:{name}") from None
-        model.preparation |= prepare
         model.class_names, model.notes = (_imagenet_names() if classes == 1000 else None), []
-        return model.eval()
+        return _prepared(model, options, normalized=True).eval()
     return opened
 
 
@@ -357,30 +422,17 @@ def _short_of_network():
 def _from_function(what: str, **options) -> nn.Module:
     "What `function()` of a module in this folder or on Python's path returns"
     if options.pop("num_classes", None): raise ValueError(f"{what} makes its model itself; the number of classes can't be set from outside")
-    here = os.getcwd()
-    sys.path.insert(0, here)
-    try: model = _called(what)
-    finally: sys.path.remove(here)
+    model = _made(what, find_function(what))
     if not isinstance(model, nn.Module): raise ValueError(f"{what} returns a {type(model).__name__}; it should return a torch.nn.Module that takes images in [0,1]")
     return set_preparation(model, crop=options.pop("crop_pct", None), **options).eval()
 
 
-def _called(what: str):
-    name, _, function = what.partition(":")
-    try: module = import_module(name)
-    except ModuleNotFoundError as error:
-        own = error.name == name or name.startswith(f"{error.name}.")
-        raise ValueError(f"{what}: there is no module {error.name!r}" + (" in this folder or on Python's path, and no such file" if own else f", which {name} imports")) from None
-    except (Exception, SystemExit) as error: raise ValueError(f"{what}: importing {name} failed: {_told(error)}") from None
-    if not hasattr(module, function):
-        near = difflib.get_close_matches(function, dir(module), n=3)
-        raise ValueError(f"{what}: {name} has no function {function!r}" + (f"; did you mean {' or '.join(near)}?" if near else ""))
-    made = getattr(module, function)
-    try: return made if isinstance(made, nn.Module) else made()
-    except (Exception, SystemExit) as error: raise ValueError(f"{what} failed: {_told(error)}") from None
-
-
-def _told(error: BaseException) -> str: return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}".rstrip(": ")
+def _made(what: str, made):
+    "A model, or what a function makes"
+    if isinstance(made, nn.Module): return made
+    with from_here():
+        try: return made()
+        except (Exception, SystemExit) as error: raise ValueError(f"{what} failed: {told(error)}") from None
 
 
 _SCHEMES = dict(timm=_from_library("timm"), torchvision=_from_library("torchvision"), hub=_from_hub, pair=_from_pair, bundled=_from_bundled)

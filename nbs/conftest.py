@@ -1,6 +1,9 @@
 """`pytest` runs every notebook under nbs/ as one item, cell by cell, beside the tests in _tests.
 
 Cells and tests flagged with one of settings.ini's `tst_flags` run only with NB_FLAGS, as in `NB_FLAGS=slow pytest`.
+
+pyproject.toml's `-n auto` lets as many processes as there are cores share the files, with one thread each.
+A single file runs in this process, as all do with `-n 0` or `--pdb`.
 """
 import gc, os, random, sys, textwrap, traceback
 from contextlib import contextmanager
@@ -8,6 +11,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 os.environ.update(MPLBACKEND="Agg", TQDM_DISABLE="1")  # before anything imports matplotlib or tqdm
+if "PYTEST_XDIST_WORKER" in os.environ: os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch; what a test starts inherits it
 
 import pytest
 from execnb.shell import CaptureShell
@@ -19,6 +23,7 @@ from nbdev.process import NBProcessor
 
 FLAGS = get_config(path=Path(__file__).parent).tst_flags.split()
 OFF = set(FLAGS) - set(os.environ.get("NB_FLAGS", "").split())
+LONGEST = "test_faults.py test_cli.py test_train.py 08_zoo.ipynb 63_cli.ipynb test_traps.py 62_report.ipynb 19_robustness.ipynb".split()
 HistoryManager.enabled = False  # the IPython history of whoever runs the tests is not ours to fill
 
 
@@ -26,10 +31,25 @@ def pytest_configure(config):
     for flag in FLAGS: config.addinivalue_line("markers", f"{flag}: runs with NB_FLAGS={flag}")
 
 
-def pytest_collection_modifyitems(items):
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config):
+    "What `-n auto` means: no process but this one for a single file, and never more than there are files"
+    paths = {Path(word.partition("::")[0]) for word in config.args}
+    if not all(path.is_file() for path in paths): return None  # a folder: xdist counts the cores
+    config.option.maxprocesses = min(len(paths), config.option.maxprocesses or len(paths))
+    return 0 if len(paths) == 1 else None
+
+
+def pytest_collection_modifyitems(config, items):
+    if hasattr(config, "workerinput"): items.sort(key=lambda item: rank(item.path.name))
     for item in items:
         for mark in item.iter_markers():
             if mark.name in OFF: item.add_marker(pytest.mark.skip(reason=f"{mark.name}: runs with NB_FLAGS={mark.name}")); break
+
+
+def rank(name: str) -> int:
+    "The longest files first, so that all processes end at about the same time"
+    return LONGEST.index(name) if name in LONGEST else len(LONGEST)
 
 
 def pytest_report_teststatus(report, config):

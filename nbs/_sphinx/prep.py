@@ -26,7 +26,7 @@ def prep(nb):
 
 def toc(pages):
     "The pages by chapter, which the first digit of their number tells; then folders of pages, then the reference"
-    parts = {title: [p.stem for p in pages if re.match(rf"{i}\d_", p.name) and p.parent.name == "nbs"] for i, title in enumerate(CHAPTERS)}
+    parts = {title: [p.stem for p in pages if re.match(rf"{i}\d[a-z]?_", p.name) and p.parent.name == "nbs"] for i, title in enumerate(CHAPTERS)}
     for p in pages:
         if p.parent.name != "nbs": parts.setdefault(p.parent.name.capitalize(), []).append(f"{p.parent.name}/{p.stem}")
     parts["Reference"] = ["api"]

@@ -1,13 +1,16 @@
 "Checkpoints from strangers: nothing in a file is ever run, damaged ones get a sentence, and the hub is met as it is"
-import copyreg, io, os, pickle, random, struct, subprocess, sys, tempfile, threading, zipfile
+import copyreg, io, math, os, pickle, random, struct, subprocess, sys, tempfile, threading, zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
-from advlook import checkpoints
+from advlook import checkpoints, fitting
 from advlook.checkpoints import read_weights
+from advlook.models import create_model, set_preparation
+from advlook.zoo import load_checkpoint, open_model, save_model
 
 
 def name(module, thing): return f"c{module}\n{thing}\n".encode()
@@ -252,3 +255,246 @@ def test_hub(hub):
     for said, words in zip(told[1:], ["did you mean good.pt", "no repository 'me/other'", "accept its terms", "no file 'config.json'", "no repository 'mine/good.pt'"], strict=True): assert words in said
     gone = ask("http://127.0.0.1:9", "hub:me/mine/good.pt:resnet8", "hub:me/mine/else.pt:resnet8")
     assert gone[0].endswith("opened resnet8") and gone[1].startswith("ConnectionError") and "can't be reached" in gone[1]
+
+
+class InFront(nn.Module):
+    "Normalization as many write it, under names of their choice"
+
+    def __init__(self, mean, std, names=("mean", "std"), shape=(1, -1, 1, 1), scale=1):
+        super().__init__()
+        self.names, self.scale = names, scale
+        for key, value in zip(names, (mean, std)): self.register_buffer(key, torch.tensor(value).view(shape))
+
+    def forward(self, x):
+        mean, std = (getattr(self, key).view(-1, 1, 1) for key in self.names)
+        return (x * self.scale - mean) / std
+
+
+class Whole(nn.Module):
+    "A network and what stands beside it, by the names of the arguments"
+
+    def __init__(self, **parts):
+        super().__init__()
+        for key, value in parts.items():
+            if isinstance(value, torch.Tensor): self.register_buffer(key, value)
+            else: self.add_module(key, value)
+
+
+def network(name="torchvision:resnet18", classes=7, size=64, seed=0):
+    "A network whose running statistics are not those of a fresh one; in evaluation mode"
+    net = create_model(name, num_classes=classes, seed=seed, size=size).model
+    for key, value in net.named_buffers():
+        if key.endswith("running_var"): value.uniform_(0.5, 2, generator=torch.Generator().manual_seed(seed))
+    return net.eval()
+
+
+MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.1)
+RESNET, X = "torchvision:resnet18", torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+
+def loaded(folder, content, architecture=RESNET, **options):
+    torch.save(content, folder/"a.pt")
+    return load_checkpoint(folder/"a.pt", architecture, **options)
+
+
+def refused(folder, content, architecture=RESNET, **options):
+    "The sentence"
+    with pytest.raises(ValueError) as told: loaded(folder, content, architecture, **options)
+    assert "\n" not in str(told.value) and len(str(told.value)) < 600
+    return str(told.value)
+
+
+@pytest.fixture
+def hasty(monkeypatch):
+    "Without two seconds of looking for what else a file could be, where that is not the matter"
+    monkeypatch.setattr(fitting.nearest, "__defaults__", (None, 0))
+
+
+def named(state, prefix): return {prefix + key: value for key, value in state.items()}
+
+
+IN_FRONT = {
+    "0.mean": lambda net: nn.Sequential(InFront(MEAN, STD), net), "flat": lambda net: nn.Sequential(InFront(MEAN, STD, shape=(-1,)), net),
+    "normalize.mean": lambda net: Whole(normalize=InFront(MEAN, STD, shape=(-1, 1, 1)), model=net), "norm.mean": lambda net: Whole(norm=InFront(MEAN, STD), backbone=net),
+    "normalizer.new_mean": lambda net: Whole(normalizer=InFront(MEAN, STD, ("new_mean", "new_std")), model=net),
+    "mu": lambda net: Whole(mu=torch.tensor(MEAN).view(1, 3, 1, 1), sigma=torch.tensor(STD).view(1, 3, 1, 1), net=net),
+    "mean": lambda net: Whole(mean=torch.tensor(MEAN), std=torch.tensor(STD), net=net), "pixel_mean": lambda net: Whole(prepare=InFront(MEAN, STD, ("pixel_mean", "pixel_std")), net=net)}
+
+
+@pytest.mark.parametrize("kind", IN_FRONT)
+def test_normalizer_in_front(kind, tmp_path):
+    "Its numbers become the normalization, and are said"
+    net = network()
+    model = loaded(tmp_path, {"state_dict": named(IN_FRONT[kind](net).state_dict(), "module.")})
+    assert torch.equal(model(X), net(InFront(MEAN, STD)(X))) and model.preparation["mean"] == MEAN and model.preparation["std"] == STD
+    assert any("were taken for its normalization" in note for note in model.notes) and not any("left out" in note for note in model.notes)
+    given = loaded(tmp_path, {"state_dict": IN_FRONT[kind](net).state_dict()}, mean=STD)
+    assert torch.equal(given(X), net(InFront(STD, STD)(X))) and any("was replaced by" in note for note in given.notes)
+
+
+def test_normalizer_of_another_scale(tmp_path, hasty):
+    net = network()
+    large = InFront(tuple(255 * v for v in MEAN), tuple(255 * v for v in STD), scale=255)
+    model = loaded(tmp_path, nn.Sequential(large, net).state_dict())
+    assert torch.allclose(model(X), net(large(X)), rtol=1e-4, atol=1e-4) and any("divided by 255" in note for note in model.notes)
+    single = loaded(tmp_path, nn.Sequential(InFront((0.5,), (0.25,)), net).state_dict())
+    assert single.preparation["mean"] == (0.5,) * 3
+    for mean, std in (((123.0, -4, 3), STD), ((0.5,) * 3, (0.0,) * 3), ((123.0, 116, 103), STD), ((math.nan,) * 3, STD)):
+        odd = nn.Sequential(InFront(mean, std), net).state_dict()
+        assert "0.mean and 0.std" in refused(tmp_path, odd)
+        assert torch.equal(loaded(tmp_path, odd, mean=MEAN, std=STD)(X), net(InFront(MEAN, STD)(X)))
+    several = Whole(a=InFront(MEAN, STD), b=InFront(STD, STD), net=net).state_dict()
+    assert "in several ways" in refused(tmp_path, several)
+    for beside in InFront((0.0,) * 64, (1.0,) * 64), Whole(mean=torch.tensor(3.0), std=torch.tensor(1.0)):   # of features, of targets
+        model = loaded(tmp_path, named(net.state_dict(), "net.") | (named(beside.state_dict(), "norm." if len(beside.state_dict()["mean"].shape) else "")))
+        assert model.preparation["mean"] == (0.485, 0.456, 0.406) and any("mean" in note and "left out" in note for note in model.notes)
+
+
+def beside(net):
+    "State dicts with something beside the network"
+    state, more = net.state_dict(), {k: v + 1 if v.is_floating_point() else v for k, v in net.state_dict().items()}
+    lightning = named(state, "model.") | {"criterion.weight": torch.ones(7), "train_acc.total": torch.tensor(5.0), "val_confusion.confmat": torch.zeros(7, 7)}
+    return {
+        "criterion": state | {"criterion.weight": torch.ones(7)}, "second head": state | {"fc2.weight": torch.ones(4, 512), "fc2.bias": torch.ones(4)}, "Lightning": {"state_dict": lightning, "epoch": 3, "hyper_parameters": {}},
+        "projector": named(state, "encoder.") | {"projector.0.weight": torch.ones(64, 512), "projector.1.running_mean": torch.ones(64), "queue": torch.ones(64, 9)},
+        "mu of features": state | {"mu": torch.zeros(512), "sigma": torch.ones(512)}, "thop": state | {f"{k.rpartition('.')[0]}.{n}": torch.zeros(1, dtype=torch.float64) for k in state for n in ("total_ops", "total_params")},
+        "infinite metric": state | {"best.value": torch.tensor([math.inf])}, "complex": state | {"freqs": torch.zeros(3, dtype=torch.complex64)}, "shadow copy": named(more, "ema.module.") | named(state, "module."),
+        "teacher first": named(more, "teacher.") | named(state, "student."), "larger teacher": {"teacher": network("torchvision:resnet34").state_dict(), "student": state},
+        "mmpretrain": {"meta": {"epoch": 1}, "state_dict": {("head." if k.startswith("fc") else "backbone.") + k: v for k, v in state.items()}}, "head apart": {("" if k.startswith("fc") else "body.") + k: v for k, v in state.items()},
+        "one nest deeper": {"state": {"model": {"state_dict": state}}, "optimizer": {"state": {"conv1.weight": {"exp_avg": torch.ones(64, 3, 7, 7)}}}}, "EMA beside": {"state_dict": state, "state_dict_ema": more},
+        "shadow alone": {"epoch": 1, "ema": {"decay": 0.9, "shadow": named(state, "module.")}}, "tuple": (state, {"lr": 0.1}), "pairs": {"state_dict": list(state.items()), "accuracy": torch.tensor(0.9)}, "names": {"best": state, "scores": {"per_class": torch.ones(7)}},
+        "channels last": {k: v.to(memory_format=torch.channels_last) if v.ndim == 4 else v for k, v in state.items()}, "compiled": named(state, "model._orig_mod.module.net.")}
+
+
+def test_beside_the_network(tmp_path):
+    "What the architecture needs is taken, to the last bit, and the rest is listed"
+    net, untold = network(), []
+    plain = loaded(tmp_path, net.state_dict())(X)
+    assert torch.equal(plain, net(InFront((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))(X)))
+    for kind, content in beside(net).items():
+        model = loaded(tmp_path, content)
+        assert torch.equal(model(X), plain), kind
+        if len(model.notes) < 2: untold.append(kind)   # one is on normalization
+    assert untold == ["head apart", "channels last", "compiled"]   # with nothing beside
+    assert "criterion.weight, train_acc.total, val_confusion.confmat" in str(loaded(tmp_path, beside(net)["Lightning"]).notes)
+    assert "'student' was read and not 'teacher'" in str(loaded(tmp_path, beside(net)["larger teacher"]).notes)
+
+
+def test_no_network(tmp_path, hasty):
+    net = network()
+    state = net.state_dict()
+    for content in {"state_dict": list(net.parameters()), "accuracy": torch.tensor(0.9)}, list(net.parameters()), {"state_dict": list(net.parameters()), "per_class": torch.ones(7)}:
+        assert "is a list of 62 tensors without names" in refused(tmp_path, content)
+    assert "single numbers are none" in refused(tmp_path, {"accuracy": torch.tensor(0.9), "epoch": 3})
+    assert "several state dicts, g, d" in refused(tmp_path, {"g": state, "d": {k: v + 1 for k, v in state.items()}})
+    assert "no last layer fc.weight" in refused(tmp_path, {"per_class": torch.ones(7)})
+    assert "has 7 classes, not 10" in refused(tmp_path, state, num_classes=10) and loaded(tmp_path, state, num_classes=7)(X).shape == (2, 7)
+
+
+def test_what_a_file_could_be(tmp_path):
+    assert "the weights fit torchvision:resnet18 or timm:resnet18: write FILE:torchvision:resnet18" in refused(tmp_path, network().state_dict(), None)
+
+
+LARGER = {  # a network that is not what it is called: the file's, what it is called, words of the sentence
+    "deeper": ("torchvision:resnet34", RESNET, "layer1.2.conv1.weight", "torchvision:resnet34 or timm:resnet34"), "squeezed": ("timm:seresnet18", "timm:resnet18", "layer1.0.se", ""),
+    "other shapes": ("torchvision:resnet50", RESNET, "of another shape", "torchvision:resnet50 or timm:resnet50"), "wider": ("torchvision:wide_resnet50_2", "torchvision:resnet50", "of another shape", "torchvision:wide_resnet50_2"),
+    "denser": ("torchvision:densenet169", "torchvision:densenet121", "features.denseblock3.denselayer25", "torchvision:densenet169"), "VGG": ("torchvision:vgg13", "torchvision:vgg11", "", "torchvision:vgg13"),
+    "ours": ("resnet20", "resnet8", "stage1.1", "resnet20")}
+
+
+@pytest.mark.parametrize("kind", LARGER)
+def test_larger_networks(kind, hasty):
+    "Half of a network is never read, and what it is is named. On torch's meta device: the numbers don't matter"
+    real, called, said, fits = LARGER[kind]
+    with torch.device("meta"): state, model = create_model(real, num_classes=7).model.state_dict(), create_model(called, num_classes=7)
+    with pytest.raises(ValueError) as told: fitting.fit_weights(model, state, "'a.pt'")
+    assert "does not fit" in str(told.value) and said in str(told.value)
+    near = fitting.nearest(state, called, seconds=30)
+    assert not fits or " or ".join(near).startswith(fits)
+
+
+def test_parts_of_larger_networks():
+    "Both sides of the line, on pairs of published architectures of which one contains the other"
+    for small, large in ("timm:vit_small_patch16_rope_224", "timm:vit_small_patch16_rope_ape_224"), ("timm:vit_small_patch16_rope_224", "timm:vit_small_patch16_rope_mixed_224"), \
+            ("timm:vit_base_patch16_siglip_gap_224", "timm:vit_base_patch16_siglip_224"), ("timm:mvitv2_small", "timm:mvitv2_small_cls"), ("timm:efficientvim_m1", "timm:efficientvim_m1_dist"), ("timm:deit_tiny_patch16_224", None):
+        own = fitting.shapes_of(small)
+        if large: state = fitting.shapes_of(large)
+        else: state = own | {k.replace("blocks.0", "blocks.12"): v for k, v in own.items()}
+        assert all(k in state and state[k].shape == v.shape for k, v in own.items()), "not contained, so this proves nothing"
+        assert fitting.parts_beyond(state, own, *fitting.align(state, own)), large
+    own = fitting.shapes_of(RESNET)
+    state = {k: torch.empty_like(v, device="meta") for k, v in own.items()} | {"fc.weight": torch.empty(7, 512), "fc.bias": torch.empty(7)}
+    for more in named(state, "0.") | {"1.weight": torch.ones(3, 7)}, named(state, "backbone.") | {"out.weight": torch.ones(3, 7)}, named(state, "net1.") | named(state, "net2."):   # a layer behind, an ensemble
+        assert fitting.parts_beyond(more, own, *fitting.align(more, own))
+    for more in {"head2.weight": torch.ones(7, 512)}, {"centers": torch.ones(7, 512)}, {"loss.weight": torch.ones(7)}, {"model_ema.conv1weight": torch.ones(64, 3, 7, 7)}, {"layer1.0.attn_mask": torch.ones(4, 4)}, {"mask_token": torch.ones(1, 1, 9)}:
+        assert not fitting.parts_beyond(state | more, own, *fitting.align(state | more, own)), more
+
+
+def test_what_may_be_missing(tmp_path, hasty):
+    "What is computed, and what does not act in evaluation; nothing that was learned"
+    google = "torchvision:googlenet"
+    net = network(google)
+    state = net.state_dict()
+    for kept in {k: v for k, v in state.items() if not k.startswith("aux")}, state | {"aux1.fc2.weight": torch.zeros(1000, 1024), "aux1.fc2.bias": torch.zeros(1000)}:
+        model = loaded(tmp_path, kept, google, size=64)
+        assert torch.equal(model.model(X), net(X)) and "no effect" in str(model.notes) and "0.4.1" not in str(model.notes)
+    assert "missing: inception5b" in refused(tmp_path, {k: v for k, v in state.items() if not k.startswith(("aux", "inception5b"))}, google, size=64)
+    state = network("torchvision:inception_v3", 5, None).state_dict()
+    assert "left out: AuxLogits.conv0.conv.weight" in str(loaded(tmp_path, state, "timm:inception_v3").notes)
+    swin = network("torchvision:swin_t", 5, None)
+    kept = {k: v for k, v in swin.state_dict().items() if not k.endswith("relative_position_index")} | {"features.1.1.attn.attn_mask": torch.full((64, 49, 49), -math.inf)}
+    model = loaded(tmp_path, kept, "torchvision:swin_t")
+    assert torch.equal(model.model(X), swin(X)) and "computes by itself" in str(model.notes)
+    net = network()
+    state = net.state_dict()
+    assert "0.4.1" in str(loaded(tmp_path, {k: v for k, v in state.items() if "num_batches" not in k}).notes)
+    assert "missing: bn1.running_mean" in refused(tmp_path, {k: v for k, v in state.items() if k != "bn1.running_mean"})
+    assert "'conv1.weight' holds NaN" in refused(tmp_path, state | {"conv1.weight": torch.full((64, 3, 7, 7), math.nan)})
+    assert "conv1.weight ([64, 3, 3, 3], not [64, 3, 7, 7])" in refused(tmp_path, state | {"conv1.weight": torch.zeros(64, 3, 3, 3)})
+
+
+WRONG = {"two means": dict(mean=(0.5, 0.5)), "no mean": dict(mean=()), "two stds": dict(std=(0.5, 0.5)), "one mean": dict(mean=(0.5,)), "a number": dict(mean=0.5), "to 255": dict(mean=(123.7, 116.3, 103.5)), "std to 255": dict(std=(58.4, 57.1, 57.4)),
+         "std 0": dict(std=(0.0, 0.2, 0.2)), "negative": dict(std=(-0.2, 0.2, 0.2)), "negative mean": dict(mean=(-0.2, 0.2, 0.2)), "NaN": dict(mean=(math.nan, 0.2, 0.2)), "infinite": dict(std=(math.inf, 0.2, 0.2)), "words": dict(mean="abc"),
+         "size 0": dict(size=0), "half a pixel": dict(size=32.5), "crop 0": dict(crop_pct=0.0), "crop 2": dict(crop_pct=2), "crop NaN": dict(crop_pct=math.nan), "cubic": dict(interpolation="cubic"), "classes": dict(num_classes=9)}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_options_that_cant_be_right(kind, tmp_path, monkeypatch):
+    "However a model is named, a sentence, before anything is downloaded"
+    torch.save(create_model("resnet8", seed=0).model.state_dict(), tmp_path/"a.pt")
+    (tmp_path/"of_mine.py").write_text("from advlook.models import create_model\ndef make(): return create_model('resnet8')\n")
+    monkeypatch.chdir(tmp_path)
+    for spec in "a.pt:resnet8", "bundled:cifar10/adv-0", "bundled:cifar10/random-0", "of_mine:make", "timm:resnet18", "torchvision:resnet18":
+        if "resnet18" in spec and kind == "one mean": continue   # how many channels it has, its weights tell
+        with pytest.raises(ValueError) as told: open_model(spec, **WRONG[kind])
+        assert "\n" not in str(told.value), spec
+    if kind != "classes":
+        with pytest.raises(ValueError): create_model("resnet8", **{k: v for k, v in WRONG[kind].items() if k in ("mean", "std", "size")} or dict(size=-1))
+    grey = create_model("resnet8", channels=1)
+    for wrong in dict(mean=MEAN), dict(std=STD):
+        with pytest.raises(ValueError, match="of which there are 1"): set_preparation(grey, **wrong)
+    with pytest.raises(TypeError, match="no option is called 'crop'"): open_model("a.pt:resnet8", crop=0.5)
+
+
+def test_one_sentence_at_the_command_line(tmp_path):
+    torch.save(create_model("resnet20", seed=0).model.state_dict(), tmp_path/"f.pt")
+    done = subprocess.run([sys.executable, "-m", "advlook.cli", "look", "--models", "A=f.pt:resnet20", "--mean", "0.5,0.5"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2 and "one number a channel" in done.stderr and "Traceback" not in done.stderr and len(done.stderr.splitlines()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["f.pt"]
+
+
+def test_size_of_our_files(tmp_path):
+    "A file of ours is built as it was trained, also for images of another size: `resnet18_thin` has a layer less below 96 pixels"
+    model = create_model("resnet18_thin", size=128, seed=0).eval()
+    save_model(model, tmp_path/"a.safetensors")
+    small = load_checkpoint(tmp_path/"a.safetensors", size=64)
+    assert torch.allclose(small(X), model(X), atol=2e-2) and small.preparation["input_size"] == (3, 64, 64) and isinstance(small.model.first_pool, nn.MaxPool2d)
+    save_model(create_model("timm:vit_tiny_patch16_224", num_classes=3, size=64), tmp_path/"b.safetensors")
+    with pytest.raises(ValueError, match="can't take images of 96 pixels"): load_checkpoint(tmp_path/"b.safetensors", size=96)
+
+
+def test_each_name_once():
+    for wrong, words in ("resnt18", "timm:resnet18 or torchvision:resnet18"), ("torchvision:resnt18", "did you mean resnet18"), ("resnet_8", "resnet8"):
+        with pytest.raises(ValueError) as told: create_model(wrong)
+        names = str(told.value).partition("did you mean ")[2].rstrip("?").split(" or ")
+        assert words in str(told.value) and len(names) == len(set(names))

@@ -52,7 +52,7 @@ def test_ones_own_functions(command, photos, tmp_path):
     words = ["look", "--models", "A=bundled:scales/std-0", "--data", photos, "--n", 6, "--norm", "l2", "--eps", "0.5"]
     code, out, err = command(*words, *own, "--attack", "mine:strong", "--out", "r")
     assert code == 0, err
-    assert "look scale in pixels, Brightness" in out and "mirror" in out and "dim at 1" in out and "r/index.html" in out
+    assert "look scale in pixels, Brightness" in out and "mirror" in out and "dim at 0.5" in out and "r/index.html" in out
     assert "l_2, eps 0.5" in " ".join(out.split()) and "Check this: These are only 6 images" in out
     assert all(len(line) <= 80 for line in out.splitlines() if "  " in line)   # the table's
     told = json.loads((tmp_path/"r"/"report.json").read_text())

@@ -1,5 +1,5 @@
 "The command line as a stranger meets it: a subprocess, real files, wrong input, no network, kill -9"
-import json, os, signal, subprocess, sys, time
+import json, os, select, signal, subprocess, sys, time
 from pathlib import Path
 
 import numpy as np
@@ -7,12 +7,52 @@ import pytest
 from PIL import Image
 
 
+SERVER = """
+import atexit, json, os, sys
+import matplotlib.pyplot, pandas, torch, torchvision
+import advlook.cli
+for line in sys.stdin:
+    words, folder, env, files = json.loads(line)
+    child = os.fork()
+    if child == 0:
+        os.chdir(folder); os.environ.clear(); os.environ.update(env)
+        for number, file in enumerate(files, 1): os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+        sys.argv, sys.path[0], code = ["advlook", *words], folder, 0
+        try: advlook.cli.main()
+        except SystemExit as end: code = end.code or 0
+        except BaseException: sys.excepthook(*sys.exc_info()); code = 1
+        atexit._run_exitfuncs(); sys.stdout.flush(); sys.stderr.flush(); os._exit(code)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+def environment(tmp_path, **env):
+    "An empty cache, and a hub out of reach"
+    kept = {key: value for key, value in os.environ.items() if key != "ADVLOOK_DATA"}
+    return kept | dict(ADVLOOK_CACHE=str(tmp_path/"cache"), HF_HOME=str(tmp_path/"hub"), HF_ENDPOINT="http://127.0.0.1:9", OMP_NUM_THREADS="1") | env
+
+
+@pytest.fixture(scope="session")
+def server():
+    "A process that has imported torch, and forks one for each command: importing takes longer than most commands"
+    env = {key: value for key, value in os.environ.items() if key != "ADVLOOK_DATA"} | dict(OMP_NUM_THREADS="1")
+    process = subprocess.Popen([sys.executable, "-c", SERVER], env=env, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    yield process
+    process.stdin.close(); process.wait()
+
+
 @pytest.fixture
-def advlook(tmp_path):
-    "Runs the command in an empty folder with an empty cache; the hub is out of reach"
-    def run(*words, start=False, **env):
-        env = {k: v for k, v in os.environ.items() if k != "ADVLOOK_DATA"} | dict(ADVLOOK_CACHE=str(tmp_path/"cache"), HF_HOME=str(tmp_path/"hub"), HF_ENDPOINT="http://127.0.0.1:9", OMP_NUM_THREADS="1") | env
-        process = subprocess.Popen([sys.executable, "-m", "advlook.cli", *map(str, words)], cwd=tmp_path, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+def advlook(tmp_path, server, tmp_path_factory):
+    "Runs the command in a process of its own, in an empty folder; start=True, whole=True: in one that begins with Python itself"
+    files = [str(tmp_path_factory.mktemp("said")/name) for name in ("out", "err")]
+
+    def run(*words, start=False, whole=False, **env):
+        words, env = list(map(str, words)), environment(tmp_path, **env)
+        if not (start or whole):
+            server.stdin.write(json.dumps([words, str(tmp_path), env, files]) + "\n"); server.stdin.flush()
+            if not select.select([server.stdout], [], [], 300)[0]: server.kill(); pytest.fail(f"no end after five minutes: {words}")
+            return int(server.stdout.readline()), *(Path(file).read_text() for file in files)
+        process = subprocess.Popen([sys.executable, "-m", "advlook.cli", *words], cwd=tmp_path, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                    preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))   # a shell's background jobs ignore Ctrl-C
         if start: return process
         out, err = process.communicate(timeout=300)
@@ -36,7 +76,7 @@ def leftovers(folder): return sorted(p.name for p in folder.iterdir() if p.name 
 
 def test_look_without_data(advlook, tmp_path):
     "Nothing at hand: it looks at images made by code, says so, and writes everything"
-    code, out, err = advlook("look", "--n", 16)
+    code, out, err = advlook("look", "--n", 16, whole=True)
     assert code == 0, err
     assert "Shapes x Textures" in out and "ADVLOOK_DATA" in out and "look scale" in out and "accuracy" in out and "ADV looks at things" in out
     report = tmp_path/"advlook-report"
@@ -47,7 +87,7 @@ def test_look_without_data(advlook, tmp_path):
 
 
 def test_same_seed_same_numbers(advlook, tmp_path):
-    for out in "a", "b": assert advlook("look", "--n", 8, "--out", out)[0] == 0
+    for out in "a", "b": assert advlook("look", "--n", 8, "--out", out, whole=out == "b")[0] == 0
     for name in "robustness.csv", "scales.csv", "curves.csv": assert (tmp_path/"a"/name).read_bytes() == (tmp_path/"b"/name).read_bytes()
 
 
@@ -113,7 +153,7 @@ def test_wrong_input(case, advlook, photos, tmp_path):
     (tmp_path/"empty").mkdir()
     torch.save({"a": torch.zeros(3, 2), "b": torch.zeros(4, 3)}, tmp_path/"weights.pt")
     before, (words, said) = leftovers(tmp_path), WRONG[case]
-    code, out, err = advlook(*words)
+    code, out, err = advlook(*words, whole=case in ("no such option", "not a checkpoint"))
     print(err)
     assert code == 2 and out == "" and "Traceback" not in err
     assert len(err.strip().splitlines()) == 1 and err.startswith("advlook: ") and all(s in err for s in said), err
@@ -132,7 +172,7 @@ def test_hub_that_hangs(advlook):
 def test_killed_training_goes_on(advlook, photos, tmp_path):
     "kill -9 after the first epoch, then the same command: the weights of a run that was left alone"
     words = ["train", photos, "--epochs", 3, "--batch-size", 16, "--learning-rate", 0.02, "--objective", "fgsm", "--threads", 1]
-    assert advlook(*words, "--out", "whole")[0] == 0
+    assert advlook(*words, "--out", "whole", whole=True)[0] == 0
     process = advlook(*words, "--out", "killed", start=True)
     first = process.stdout.readline(); process.send_signal(signal.SIGKILL); process.wait()
     assert (tmp_path/"killed"/"checkpoint.pt").exists() and not (tmp_path/"killed"/"model.safetensors").exists()

@@ -98,13 +98,14 @@ def imported(path):
 def test_modules_lean_on_lower_ones():
     "So there are no cycles and chapters can be read in order; nbdev and fastcore stay out of what is installed"
     sources = [(path, "".join(cell["source"])) for path in notebooks() for cell in json.loads(read(path))["cells"]]
-    number = {name: int(path.name[:2]) for path, source in sources for name in re.findall(r"^#\| *default_exp (\w+)", source)}
+    place = lambda path: re.match(r"\d\d[a-z]?(?=_)", path.name)[0]   # 03 < 03b < 04
+    number = {name: place(path) for path, source in sources for name in re.findall(r"^#\| *default_exp (\w+)", source)}
     for name in number:
         for module, names in imported(f"advlook/{name}.py"):
             top, *rest = module.strip(".").split(".")
             assert top not in ("nbdev", "fastcore", "execnb"), f"advlook/{name}.py imports {module}"
             for used in (rest[:1] or names) if top == "advlook" else []:
-                assert number.get(used, -1) < number[name], f"{number[name]:02}_{name} imports {number[used]:02}_{used}"
+                assert number.get(used, "") < number[name], f"{number[name]}_{name} imports {number[used]}_{used}"
 
 
 def test_top_level():
@@ -121,3 +122,16 @@ def test_nothing_private():
         match = b"\0" not in data and private.search(data.decode(errors="replace").replace("\\n", "\n"))
         if match: found[str(path)] = match[0]
     assert not found
+
+
+def test_files_are_shared_among_processes():
+    "Several files run in a process each, with one thread; a single one in pytest's own, and all with -n 0"
+    env = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")} | dict(PYTEST_XDIST_AUTO_NUM_WORKERS="2")
+    house, release = "nbs/_tests/test_house.py", "nbs/_tests/test_release.py"
+    def run(*words): return subprocess.run([sys.executable, "-m", "pytest", "-k", "top_level or workflows", *words], cwd=ROOT, env=env, capture_output=True, text=True).stdout
+    for words, workers in ((house,), 0), ((house, release), 2), ((house, release, "-n", "0"), 0):
+        said = run(*words)
+        assert ("2 workers" in said) == bool(workers) and f"{len(words[:2])} passed" in said, said
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        import torch
+        assert str(torch.get_num_threads()) == os.environ["OMP_NUM_THREADS"] == python("-c", "import os; print(os.environ['OMP_NUM_THREADS'])").strip()

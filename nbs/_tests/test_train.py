@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from test_cli import advlook, photos  # noqa: F401 (fixtures)
+from test_cli import advlook, photos, server  # noqa: F401 (fixtures)
 from advlook.cli import evaluate, train
 from advlook.standin import computes_bfloat16
 from test_house import ROOT
