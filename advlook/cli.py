@@ -209,11 +209,13 @@ def train(
     if noise and norm != "linf": raise ValueError("noise has a standard deviation and no ball; leave --norm out")
     eps = usual_eps(norm, eps)
     goal = make_objective(objective, number(eps), steps, label_smoothing, crafting, kind)
-    images, held, test = _streamed(data, size, probe, augment, least, jitter) if stream else _loaded(data, size, probe, seed)
+    loaded = _streamed(data, size, probe, augment, least, jitter) if stream else _loaded(data, size, probe, seed)
+    images, held, test, said_of_test = loaded
     probe = len(held) if held else 0
-    test = _renumbered(test, list(images.names))
     entry, first = CATALOG.get(data, {}), is_first_process()
-    model = create_model(arch, len(images.names), seed, test.x.shape[-1], entry.get("mean"), entry.get("std"))
+    if first and said_of_test: print(f"{Path(data).name}: {said_of_test}.", flush=True)
+    side = images.size if stream else (test or images).x.shape[-1]
+    model = create_model(arch, len(images.names), seed, side, entry.get("mean"), entry.get("std"))
     if first and not (out / "checkpoint.pt").exists(): save_model(model, out / "initial.safetensors", images.names)
     attack = partial(pgd, steps=10) if training_attack(goal) else None   # who never learns to resist has no resistance to lose
     look = partial(watch, images=held, attack=attack, ball=kind(number(eps)), on_collapse=on_collapse, patience=patience, until=until, seed=seed) if probe else None
@@ -226,19 +228,25 @@ def train(
     said = dict(arch=arch, objective=objective, eps=eps, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, schedule=schedule, seed=seed, probe=probe)
     usual = dict(norm="linf", size=None, least=0.25, jitter=0.0, steps=10, crafting=None, label_smoothing=0.0, accumulate=1, momentum=0.9, weight_decay=5e-4, ema=None, on_collapse="stop", patience=None, until=None, precision=None)
     chosen = dict(norm=norm, size=size, least=least, jitter=jitter, steps=steps, crafting=crafting, label_smoothing=label_smoothing, accumulate=accumulate, momentum=momentum, weight_decay=weight_decay, ema=ema, on_collapse=on_collapse, patience=patience, until=until, precision=precision)
-    _write_manifest(out, data, images, test, said | {k: v for k, v in chosen.items() if v != usual[k]}, augment, history, digest, kind(number(radius)), radius, precision or fast_precision(choose_device(device)), choose_device(device))
+    _write_manifest(out, data, images, test, said_of_test, said | {k: v for k, v in chosen.items() if v != usual[k]}, augment, history, digest, kind(number(radius)), radius, precision or fast_precision(choose_device(device)), choose_device(device))
 
 
 def _loaded(data: str, size: int | None, probe: int | None, seed: int) -> tuple:
-    "Images to train on, to probe with (or None), to test on"
+    "Images to train on, to probe with (or None), to test on (or None); what is to be said of the latter"
     from dataclasses import replace
     from advlook.data import load_images
-    from advlook.watch import hold_out
+    from advlook.watch import apart, hold_out
     images, test = load_images(data, "train", size=size), load_images(data, "test", size=size)
-    if images.y is None or test.y is None: raise ValueError(f"{Path(data).name!r} has no labels, and training needs them")
+    if images.y is None or test.y is None: raise _unlabelled(data)
     images = replace(images, names=_class_names(images))
-    probe = min(500, len(images) // 10) if probe is None else probe
-    return (*(hold_out(images, probe, seed) if probe else (images, None)), test)
+    images, test, said = apart(images, _renumbered(test, images.names))
+    most = len(images) - len(images.y.unique())   # one of each class stays
+    probe = min(500, len(images) // 10, most) if probe is None else probe
+    return *(hold_out(images, probe, seed) if probe else (images, None)), test, said
+
+
+def _unlabelled(data: str) -> ValueError:
+    return ValueError(f"{Path(data).name!r} has no labels, and training needs them")
 
 
 def _class_names(images) -> list[str]:
@@ -257,11 +265,31 @@ def _renumbered(images, names: list[str]) -> "Images":
 def _streamed(data: str, size: int | None, probe: int | None, augment: bool, least: float, jitter: float) -> tuple:
     "The same, where only what is probed and tested is kept in memory"
     import math
+    from functools import partial
     from advlook.data import load_images
-    from advlook.stream import Stream
-    probe = 500 if probe is None else probe
-    images = Stream(data, "train", size, augment, least, jitter, lanes=math.lcm(8, int(os.environ.get("WORLD_SIZE", 1))), held_out=probe)
-    return images, images.held() if probe else None, load_images(data, "test", 5_000, size=images.size)
+    from advlook.stream import Stream, is_split, some_photos
+    from advlook.watch import among
+    probe, lanes = 500 if probe is None else probe, math.lcm(8, int(os.environ.get("WORLD_SIZE", 1)))
+    made = partial(Stream, data, "train", size, augment, least, jitter, lanes=lanes)
+    images = made(held_out=probe)
+    if is_split(images, data, "test"): return _split_off(images, made, probe)
+    held, test = images.held() if probe else None, load_images(data, "test", 5_000, size=images.size)
+    if test.y is None: raise _unlabelled(data)
+    some = held or some_photos(images)
+    if (shared := among(some, test)).all(): return _split_off(images, made, probe)
+    said = f"of {len(some)} training photos {shared.sum()} are among the {len(test):,} test images, too"
+    return images, held, _renumbered(test, list(images.names)), said if shared.any() else ""
+
+
+def _split_off(images, made, probe: int) -> tuple:
+    "Where all test photos are training photos: of these some that are not trained on"
+    from advlook.watch import NO_TEST, hold_out
+    count = max(min(5_000, sum(g.rows for g in images.groups) // 10), len(images.names))
+    images = made(held_out=probe + count)
+    test, held = hold_out(images.held(), probe) if probe else (images.held(), None)
+    said = f"{NO_TEST}, of which {len(test):,} were split off at random and not trained on"
+    few = len(test.y.unique())
+    return images, held, test, said + (f"; they are of {few} of {len(images.names)} classes" if few < len(images.names) else "")
 
 
 _WHERE = "data-folder.txt"   # where the images were, on this machine
@@ -272,7 +300,7 @@ def is_first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def _write_manifest(out, data, images, test, options, augment, history, digest, ball, radius, precision, device) -> None:
+def _write_manifest(out, data, images, test, said_of_test, options, augment, history, digest, ball, radius, precision, device) -> None:
     "How the model came to be, and what the saved weights score on the test images"
     from functools import partial
     import torch
@@ -280,18 +308,25 @@ def _write_manifest(out, data, images, test, options, augment, history, digest, 
     from advlook.data import content_hash, local_folder
     from advlook.report import versions
     from advlook.robustness import accuracy, robust_accuracy
+    from advlook.watch import NO_TEST
     from advlook.zoo import load_checkpoint
     before = json.loads((out / "manifest.json").read_text()) if (out / "manifest.json").exists() else {}
     if before.get("sha256") == digest: return   # it was finished before: that command made it, perhaps with other options of what to watch
     if folder := local_folder(data): (out / _WHERE).write_text(f"{folder.resolve()}\n")   # not in the manifest, which others get to see
     model, streamed = load_checkpoint(out / "model.safetensors").to(device), not hasattr(images, "x")
-    metrics = dict(test_accuracy=accuracy(model, test), test_robust_accuracy=robust_accuracy(model, test, partial(pgd, ball=ball, steps=10), ball))
+    metrics = {} if test is None else dict(
+        test_accuracy=accuracy(model, test),
+        test_robust_accuracy=robust_accuracy(model, test, partial(pgd, ball=ball, steps=10), ball))
+    about = dict(name=Path(data).name, train=len(images), test=len(test or ()))
+    about |= {"stream": repr(images)} if streamed else {"sha256": content_hash(images)}
+    about |= dict(test_sha256=content_hash(test)) if test else {}
+    about |= dict(said_of_test=said_of_test, split_off=said_of_test.startswith(NO_TEST)) if said_of_test else {}
     told = dict(command=" ".join(["advlook train", Path(data).name, *(f"--{k.replace('_', '-')} {shlex.quote(str(v))}" for k, v in options.items()), *([] if augment else ["--no-augment"]), *(["--stream"] if streamed else []), f"--out {out.name}"]),
-                data=dict(name=Path(data).name, train=len(images), test=len(test), **({"stream": repr(images)} if streamed else {"sha256": content_hash(images)}), test_sha256=content_hash(test)),
+                data=about,
                 **options | dict(augment=augment, precision=precision), device=_hardware(device), processes=int(os.environ.get("WORLD_SIZE", 1)), threads=torch.get_num_threads(), versions=versions(), attack=f"PGD-10, {type(ball).__name__.replace('L', 'l_')}, eps {radius}",
                 metrics={k: round(v, 4) for k, v in metrics.items()}, sha256=digest, initial_sha256=hashlib.sha256((out / "initial.safetensors").read_bytes()).hexdigest(), history=[{k: v for k, v in row.items() if v == v} for row in history.round(4).to_dict("records")])
     _write_json(out / "manifest.json", told)
-    print("  ".join(f"{k} {v:.4f}" for k, v in metrics.items()))
+    print("  ".join(f"{k} {v:.4f}" for k, v in metrics.items()) or said_of_test)
 
 # %% ../nbs/63_cli.ipynb #ad09aea3
 def _hardware(device: str) -> str:
@@ -337,7 +372,7 @@ def evaluate(
     if threads: torch.set_num_threads(threads)
     net, told = _trained(model)
     data, given = data or _trained_on(model, told), data
-    images = open_images(data, n, seed, {"model": net})
+    images = _split_off_before(data, told, n, seed) or open_images(data, n, seed, {"model": net})
     if images.y is None: raise ValueError(f"robust accuracy needs labels, but {Path(data).name!r} has none")
     nets, images, notes = align_classes({"model": net}, images, classes)
     net = nets["model"].to(device := choose_device(device))
@@ -363,6 +398,22 @@ def _trained_on(model: str, told: dict) -> str:
     if place.is_file() and Path(folder := place.read_text().strip()).exists(): return folder
     if name in CATALOG or name in MADE or local_folder(name): return name
     raise ValueError(f"{Path(model).name!r} was trained on {name!r}, which is not here; say where it is with --data")
+
+
+def _split_off_before(data: str, told: dict, n: int | None, seed: int) -> Optional["Images"]:
+    "The images that training split off, as there were no others to test on; None if there were"
+    from dataclasses import replace
+    from advlook.data import choose, content_hash
+    about = told.get("data", {})
+    if Path(data).name != about.get("name"): return None
+    if not about.get("test"): raise ValueError(f"it was trained on all images of {about['name']!r}; name others with --data")
+    if not about.get("split_off"): return None
+    if "stream" in about: test = _streamed(data, told.get("size"), told["probe"], True, 0.25, 0.0)[2]
+    else: test = _loaded(data, told.get("size"), 0, 0)[2]
+    if test is None or content_hash(test) != about["test_sha256"]: raise ValueError(
+        f"{about['name']!r} has changed, so it can't be told which images the model was not trained on; name others with --data")
+    some = choose(test.y.numpy(), len(test), n, seed)
+    return replace(test[some], note=f"{len(some)} of {len(test)} images of {about['name']} that were split off before training")
 
 
 def _remember(file: Path, told: dict, key: str, result: dict) -> None:

@@ -169,8 +169,8 @@ def buffers_kept(model: nn.Module) -> Iterator[None]:
     "After: the model's buffers, such as the averages of batch normalization, as they were"
     before = [b.clone() for b in model.buffers()]
     try: yield
-    finally:
-        with torch.no_grad(): [now.copy_(was) for now, was in zip(model.buffers(), before)]
+    finally:   # by way of `data`, as they may still be needed for a gradient, which complains of what was written to since
+        for now, was in zip(model.buffers(), before): now.data.copy_(was)
 
 
 @contextmanager
@@ -193,6 +193,7 @@ def awp(
     "Adversarial weight perturbation around an objective (Wu et al. 2020, algorithm 1)"
     if attack := training_attack(objective): objective = _with_attack(objective, _once(attack))
     weights = {name: w for name, w in model.named_parameters() if w.requires_grad and w.ndim > 1}
+    if not weights: raise ValueError("awp moves the weights of layers, and this model has none that take a gradient")
     with buffers_kept(model), _rewound(generator): rises = torch.autograd.grad(call(objective, model, x, y, generator), list(weights.values()), allow_unused=True)
     move = {name: gamma * w.detach().norm() * g / g.norm().clamp_min(1e-12) for (name, w), g in zip(weights.items(), rises) if g is not None}
     return call(objective, _Moved(model, move), x, y, generator)
@@ -234,6 +235,7 @@ def make_objective(
     if first not in known: raise ValueError(f"the objective is one of {', '.join(known)}, but it is {first!r}")
     if smooth and first == "mart": raise ValueError("mart has no label smoothing; use trades, or leave it at 0")
     objective = known[first]
+    if len(set(wrappers)) < len(wrappers): raise ValueError(f"each addition goes around an objective once, but it is {name!r}")
     for wrapper in wrappers:
         if wrapper not in around: raise ValueError(f"what goes around an objective is one of {', '.join(around)}, but it is {wrapper!r}")
         objective = partial(around[wrapper], objective=objective)

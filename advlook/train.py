@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['standard_loss', 'draw_moves', 'crop_and_flip', 'make_schedule', 'fast_precision', 'batch_count', 'batches', 'ahead',
-           'gradients', 'average', 'write_checkpoint', 'read_checkpoint', 'Run', 'fit']
+           'gradients', 'average', 'write_checkpoint', 'read_checkpoint', 'Run', 'labelled', 'count_classes',
+           'looked_at', 'fit']
 
 # %% ../nbs/20_train.ipynb #cade7432
 import copy
@@ -19,6 +20,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -30,7 +32,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .core import Images, PerImage, atomic, call, check_classes, check_images, check_labels, describe, frozen, image_seeds, logits, predict, progress, seeded, takes, to_float
+from .accept import accept_images, accept_labels, accept_pixels
+from .core import Images, PerImage, atomic, call, check_images, describe, frozen, image_seeds, logits, predict
+from .core import progress, seeded, takes, to_float
 from .data import content_hash
 from .standin import computes_bfloat16
 
@@ -75,7 +79,9 @@ def make_schedule(
     steps: int,  # in all
 ) -> torch.optim.lr_scheduler.LRScheduler:
     "A learning rate for every step; ValueError for an unknown schedule"
-    if schedule == "one-cycle": return torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.25 if steps > 4 else 0.3, cycle_momentum=False)  # of 4 steps a quarter would be a division by 0
+    one_cycle = partial(torch.optim.lr_scheduler.OneCycleLR, optimizer, learning_rate, cycle_momentum=False)
+    if schedule == "one-cycle" and steps > 4: return one_cycle(total_steps=steps, pct_start=0.25)
+    if schedule == "one-cycle": return one_cycle(total_steps=steps + 1, pct_start=(1 - 1e-9) / (steps + 1))   # 1 divides by 0
     if schedule == "steps": return torch.optim.lr_scheduler.StepLR(optimizer, math.ceil(steps / 3), 0.1)
     raise ValueError(f"the schedule is one-cycle or steps, but it is {schedule!r}")
 
@@ -219,11 +225,93 @@ class Run:
         "What is probed and kept: the running mean of the weights, if there is one"
         return self.mean.module if self.mean else self.model
 
+# %% ../nbs/20_train.ipynb #a7c94e10
+def labelled(
+    images,  # what `accept.accept_images` takes
+    what: str,  # these are, for messages: "training images"
+    names: list[str] | None = None,  # of the classes, in the order of which the labels shall be
+) -> Images:  # at least one; uint8, or float32 in [0,1], on the CPU; labels int64
+    "Images to train on or to judge by. TypeError or ValueError for what can't be used so"
+    try: images = accept_images(images)
+    except NotImplementedError:   # torch has types with which it can hardly compute
+        raise ValueError(f"{what} are uint8, or float in [0,1]; divide these by the largest possible number") from None
+    except ValueError as error: raise ValueError(f"{what}: {error}") from None
+    if images.y is None: raise ValueError("training needs labels, but these images have none")
+    if not len(images): raise ValueError(f"there are no {what}")
+    return _numbered(images, names, what) if names and images.names and list(names) != list(images.names) else images
+
+
+def _numbered(images: Images, names: list[str], what: str) -> Images:
+    "The same, labels counted as `names` counts. ValueError for a class that is not there"
+    own, names = list(images.names), list(names)
+    lost = [own[k] for k in images.y.unique().tolist() if own[k] not in names]
+    if lost: raise ValueError(f"{what} have classes that no training image has: {', '.join(map(repr, lost[:3]))}")
+    place = torch.tensor([names.index(name) if name in names else -1 for name in own])
+    return replace(images, y=place[images.y], names=names)
+
+# %% ../nbs/20_train.ipynb #3d58b7f4
+def _check_model(model: nn.Module) -> None:
+    "ValueError for a model that can't be trained"
+    if any(t.is_inference() for t in (*model.parameters(), *model.buffers())):
+        raise ValueError("this model was made under torch.inference_mode(), and what is made there can't be trained; "
+                         "make it elsewhere, or train copy.deepcopy(model)")
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ValueError("this model has no parameters that could be trained; model.requires_grad_() frees frozen ones")
+
+
+def count_classes(
+    model: nn.Module,
+    x: Tensor,  # images [N,C,H,W], uint8 or float
+    device: torch.device,
+) -> int:
+    "How many the model tells apart, by trial. ValueError if it can't be applied to such images"
+    try:
+        with frozen(model), torch.no_grad(): return logits(model, to_float(x[:2].to(device))).shape[1]
+    except RuntimeError as error: raise ValueError(_why_not(model, x, error)) from error
+
+
+def _why_not(model: nn.Module, x: Tensor, error: RuntimeError) -> str:
+    "Why a trial failed"
+    kinds = {str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.is_floating_point()} - {"float32"}
+    if kinds: return f"this model computes in {' and '.join(sorted(kinds))}, and training takes float32: call model.float()"
+    return f"this model can't be applied to images of the shape {list(x.shape[1:])}: {str(error).partition(chr(10))[0]}"
+
+
+def _check_classes(y: Tensor, classes: int, what: str) -> None:
+    if len(y) and y.max() >= classes:
+        raise ValueError(f"{what}: labels run to {y.max()}, but the model has {classes} classes, counted from 0")
+
+# %% ../nbs/20_train.ipynb #90e2d6ab
+def looked_at(
+    feed: Iterator,  # batches as of `batches`, which somebody else makes
+    model: nn.Module,
+    device: torch.device,  # where the model is
+) -> Iterator:  # the same, labels int64 [N]
+    "ValueError at the first batch that can't be trained on. Of what lies on a GPU only the first: a look waits for it"
+    classes = None
+    for x, y, seeds, whole in feed:
+        if classes is None or x.device.type == "cpu": x, y = _pixels(x), _labels(y, len(x))
+        if classes is None: classes = count_classes(model, x, device)
+        if y.device.type == "cpu": _check_classes(y, classes, "a batch")
+        yield x, y, seeds, whole
+
+
+def _pixels(x: Tensor) -> Tensor:
+    if x.dtype == torch.uint8: return x
+    return check_images(x) if x.is_floating_point() else accept_pixels(x)
+
+
+def _labels(y, n: int) -> Tensor:
+    y, words = accept_labels(y, n)
+    if words: raise ValueError("whoever makes batches numbers the classes, but these labels are words")
+    return y
+
 # %% ../nbs/20_train.ipynb #e8463a59
+@torch.inference_mode(False)   # also where the caller wants no gradients: these need some
 def fit(
     model: nn.Module,  # trained in place
-    train: Images,  # with labels; or anything with `batches` as above and a length, as [stream](23_stream.ipynb)
-    test: Images | None = None,  # accuracy after each epoch
+    train: Images,  # with labels, or what `labelled` takes; or has `batches` as above and a length, as [stream](23_stream.ipynb)
+    test: Images | None = None,  # likewise; accuracy after each epoch
     objective: Callable = standard_loss,  # (model, x, y) -> scalar loss
     epochs: int = 15,
     batch_size: int = 256,  # over all processes
@@ -242,21 +330,34 @@ def fit(
     watch: Callable[[nn.Module, list[dict]], dict] | None = None,  # (model, rows) -> what joins the last row; gets the objective too, if it takes one
     save_every: int | None = None,  # steps between checkpoints; None: five minutes. One an epoch there is always
 ) -> "pd.DataFrame":  # a row an epoch: loss, train_accuracy, test_accuracy, learning_rate, seconds, and what `watch` adds
-    "Train with SGD. ValueError: no labels, or labels that the model does not have, images outside [0,1], fewer of them in a batch than processes, unknown schedule, precision or device, a checkpoint of another model or other settings or none that is whole, a loss or gradient that is no number"
+    """Train with SGD.
+
+    ValueError: no images, no labels, labels that the model does not have, images outside [0,1]; a model that is frozen
+    or not in float32; fewer images in a batch than processes; an unknown schedule, precision or device; a checkpoint of
+    another model or other settings, or none that is whole; a loss or gradient that is no number.
+    """
     import pandas as pd
-    if any(isinstance(some, Images) and some.y is None for some in (train, test)): raise ValueError("training needs labels, but these images have none")
-    epochs, batch_size, learning_rate, momentum, weight_decay, seed, accumulate, ema = map(_plain, (epochs, batch_size, learning_rate, momentum, weight_decay, seed, accumulate, ema))
+    plain = map(_plain, (epochs, batch_size, learning_rate, momentum, weight_decay, seed, accumulate, ema))
+    epochs, batch_size, learning_rate, momentum, weight_decay, seed, accumulate, ema = plain
+    _check_numbers(epochs, batch_size, learning_rate)
+    if own := not hasattr(train, "batches"): train = labelled(train, "training images")
+    if test is not None: test = labelled(test, "test images", getattr(train, "names", None))
+    if not len(train): raise ValueError("there are no training images")
+    _check_model(model)
     accelerator = _accelerator(precision, device)
     if min(batch_size, len(train)) < accelerator.num_processes: raise ValueError(f"{accelerator.num_processes} processes can't share batches of {min(batch_size, len(train))} images; take larger ones, or fewer processes")
     steps = batch_count(len(train), batch_size, accelerator.num_processes)
-    settings = dict(objective=describe(objective), data=content_hash(train) if isinstance(train, Images) else describe(train), epochs=epochs, batch_size=batch_size, learning_rate=learning_rate,
+    settings = dict(objective=describe(objective), data=content_hash(train) if own else describe(train), epochs=epochs, batch_size=batch_size, learning_rate=learning_rate,
                     momentum=momentum, weight_decay=weight_decay, schedule=schedule, augment=augment, seed=seed, accumulate=accumulate, ema=ema, precision=accelerator.mixed_precision, steps=steps)
     model.to(accelerator.device, memory_format=torch.channels_last)
+    for some, what in ((train if own else None, "training images"), (test, "test images")):
+        if some is not None: _check_classes(some.y, count_classes(model, some.x, accelerator.device), what)
     if accelerator.num_processes > 1: model.load_state_dict(_share({k: v.cpu() for k, v in model.state_dict().items()}, accelerator))
     optimizer = torch.optim.SGD(model.parameters(), learning_rate, momentum, weight_decay=weight_decay)
     run, file = Run(model, optimizer, make_schedule(optimizer, schedule, learning_rate, epochs * steps), ema), Path(out) / "checkpoint.pt" if out else None
-    early = ahead if accelerator.device.type == "cuda" and isinstance(train, Images) else iter   # a stream works ahead by itself
-    feed = partial(train.batches if hasattr(train, "batches") else partial(batches, train, augment=augment), batch_size=batch_size, process=accelerator.process_index, processes=accelerator.num_processes)
+    if not own: early = partial(looked_at, model=model, device=accelerator.device)   # a stream works ahead by itself
+    else: early = ahead if accelerator.device.type == "cuda" else iter
+    feed = partial(partial(batches, train, augment=augment) if own else train.batches, batch_size=batch_size, process=accelerator.process_index, processes=accelerator.num_processes)
     with _threads_kept(), _patient() as asked:
         if file: _resume(file, run, settings, accelerator)
         listeners = (log if isinstance(log, Sequence) else [log]) if accelerator.is_main_process else ()
@@ -277,6 +378,12 @@ def fit(
     return pd.DataFrame(run.history)
 
 
+def _check_numbers(epochs: int, batch_size: int, learning_rate: float) -> None:
+    for name, value in dict(epochs=epochs, batch_size=batch_size).items():
+        if not isinstance(value, int) or value < 1: raise ValueError(f"{name} is a whole number from 1 on, but it is {value!r}")
+    if not 0 <= learning_rate < math.inf: raise ValueError(f"the learning rate is a number from 0 on, but it is {learning_rate}")
+
+
 _SAVE_SECONDS = 300   # what a kill costs at most where nobody said after how many steps to save
 
 
@@ -291,12 +398,12 @@ def _epoch(run: Run, feed: Iterator, seed: tuple[int, int], plan: SimpleNamespac
         if run.step % 10 == 0 and hasattr(bar, "set_postfix_str"): bar.set_postfix_str(f"loss {run.sums[1] / run.sums[0]:.3f}, accuracy {run.sums[2] / run.sums[0]:.1%}")
         if stop: plan.save(); raise KeyboardInterrupt
         if run.step % plan.save_every == 0 if plan.save_every else now - saved > _SAVE_SECONDS: plan.save(); saved = now
+    if not run.step: raise ValueError(f"no batch came in epoch {seed[1] + 1}, of {plan.steps} that were expected")
 
 
 def _step(run, x, y, seeds, whole, seed, plan) -> tuple[Tensor, bool]:
     "Down the gradient; images, loss and hits of the whole batch; whether anybody was asked to stop"
     x, y = to_float(x.to(plan.accelerator.device)).contiguous(memory_format=torch.channels_last), y.to(plan.accelerator.device)
-    if run.step == 0: _check(run.model, x, y)
     run.optimizer.zero_grad()
     with seeded(int(image_seeds((*seed, run.step), 1)[0]) + plan.accelerator.process_index, x.device):   # dropout
         sums = gradients(run.model, x, y, seeds, plan.objective, len(x) * plan.accelerator.num_processes / whole, plan.accelerator, plan.accumulate)
@@ -307,12 +414,6 @@ def _step(run, x, y, seeds, whole, seed, plan) -> tuple[Tensor, bool]:
     run.optimizer.step(); run.rates.step()
     if run.mean: run.mean.update_parameters(run.model)
     return told[:3], bool(told[3] > 0)
-
-
-def _check(model: nn.Module, x: Tensor, y: Tensor) -> None:
-    "A sentence before the work, since a GPU tells of a wrong label late and breaks off"
-    check_images(x); check_labels(y, len(x))
-    with frozen(model), torch.no_grad(): check_classes(logits(model, x[:2]), y)
 
 
 def _end_epoch(run: Run, test: Images | None, watch: Callable | None, accelerator) -> None:

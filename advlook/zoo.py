@@ -32,13 +32,22 @@ def save_model(
     path: str | Path,  # a .safetensors file
     class_names: list[str] | None = None,
 ) -> str:  # SHA-256 of the file
-    "Weights as 16-bit numbers, with all that `load_checkpoint` needs; whole or not at all"
+    "Weights as 16-bit numbers (where these don't hold them, 32-bit ones), with all that `load_checkpoint` needs; whole or not at all"
     from safetensors.torch import save
     if not hasattr(model, "architecture"): raise ValueError("this model does not know its architecture; make it with `models.create_model`")
-    tensors = {k: (v.half() if v.is_floating_point() else v).detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    tensors = {k: _compact(v.detach().cpu()).contiguous() for k, v in model.state_dict().items()}
     about = {"advlook": json.dumps(dict(architecture=model.architecture, class_names=class_names))}   # one entry: safetensors shuffles several
     with atomic(path) as part: part.write_bytes(save(tensors, about))   # an OSError, not safetensors' own, where it can't be written
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def _compact(v: Tensor) -> Tensor:
+    "In 16 bits, unless some of its numbers are too large for them (above 65,504), or all are too small (below 6e-5)"
+    if not v.is_floating_point(): return v
+    half, size = v.half(), v.abs()
+    large = (half.isinf() & v.isfinite()).any()
+    small = 0 < size.amax() < torch.finfo(torch.float16).smallest_normal if v.numel() else False
+    return v.float() if large or small else half
 
 # %% ../nbs/08_zoo.ipynb #e8776b53
 def load_checkpoint(

@@ -1,12 +1,15 @@
-"Training in processes of its own: two that act as one, kill -9 at any moment, the command line"
+"Training in processes of its own: two that act as one, kill -9 at any moment, the command line; what it tests on"
 import io, json, os, random, shutil, signal, socket, subprocess, sys, time
+from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 import torch
 from PIL import Image
 
 from test_cli import advlook, photos, server  # noqa: F401 (fixtures)
+from advlook.cli import evaluate, train
 from advlook.standin import computes_bfloat16
 from test_house import ROOT
 
@@ -143,7 +146,8 @@ def test_train_and_evaluate(advlook, photos, tmp_path):  # noqa: F811
     code, out, err = advlook(*words, "--out", "run")
     assert code == 0 and "probe robust accuracy" in out, err
     made = {p.name for p in (tmp_path/"run").iterdir()}
-    assert made == {"initial.safetensors", "model.safetensors", "manifest.json", "log.csv", "tensorboard", "checkpoint.pt", "before-checkpoint.pt"}
+    assert made == {"initial.safetensors", "model.safetensors", "manifest.json", "log.csv", "tensorboard", "checkpoint.pt", "before-checkpoint.pt",
+                    "data-folder.txt"}
     told = json.loads((tmp_path/"run"/"manifest.json").read_text())
     assert all(f" {w}" in told["command"] for w in ("--objective trades+awp", "--ema 0.9", "--probe 20", "--patience 5", "--label-smoothing 0.1", "--steps 2")), told["command"]
     assert advlook(*told["command"].split()[1:-1], "again")[0] == 0
@@ -233,3 +237,78 @@ def test_the_gpu_bench_runs(tmp_path):
     assert done.returncode == 0, done.stderr
     told = json.loads(out.read_text())
     assert told["images"] == [8, 8] and 0 <= told["robust_accuracy"] <= told["accuracy"] <= 1 and told["minutes"] > 0
+
+
+def write_photos(folder, classes, rng):
+    "Noise that nobody can learn but by heart: so many photos of each class"
+    for name, n in classes.items():
+        (folder/name).mkdir(parents=True)
+        for i in range(n): Image.fromarray(rng.integers(0, 256, (16, 16, 3), "uint8")).save(folder/name/f"{name}{i}.png")
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch, capsys):
+    "Calls a command of ours in an empty folder, in this process; what it printed"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ADVLOOK_CACHE", str(tmp_path/"cache")); monkeypatch.delenv("ADVLOOK_DATA", raising=False)
+
+    def run(command, *args, **options):
+        capsys.readouterr(); command(*args, **options)
+        return capsys.readouterr().out
+    return run
+
+
+def short(data, out, **options):
+    "A training that takes a second"
+    usual = dict(arch="resnet8", epochs=1, batch_size=16, learning_rate=0.02, probe=0, device="cpu")
+    train(data, Path(out), **usual | options)
+
+
+def manifest(run): return json.loads(Path(run, "manifest.json").read_text())
+
+
+@pytest.mark.parametrize("place, stream", [("", False), ("train", False), ("", True), ("test", True)])
+def test_no_test_images(place, stream, here, tmp_path):
+    "Class folders alone, or one split: some are split off, the same for every seed, and said to be; evaluate takes them"
+    write_photos(tmp_path/"noise"/place, dict(a=40, b=39, c=20), np.random.default_rng(0))
+    for seed in 0, 1:
+        said = here(short, "noise", f"run{seed}", seed=seed, probe=8, **dict(stream=True, size=16) if stream else {})
+        assert "noise: there are no test images but the training images, of which 9 were split off" in said
+    told, again = manifest("run0"), manifest("run1")
+    about = told["data"]
+    assert about["test"] == 9 and about["split_off"] and "9 were split off" in about["said_of_test"]
+    assert about["train"] == (80 if stream else 82)   # 99 - 9 - 8; a stream hands out multiples of its 8 lanes
+    assert again["data"]["test_sha256"] == about["test_sha256"] and "test_accuracy" in told["metrics"]
+    said = here(evaluate, "run0", attack="fgsm", device="cpu")
+    assert "9 of 9 images of noise that were split off" in said
+    assert f"\naccuracy {told['metrics']['test_accuracy']}\n" in said
+    assert "4 of 9 images" in here(evaluate, "run0", data="noise", attack="fgsm", n=4, device="cpu")
+    next((tmp_path/"noise").rglob("a3.png")).unlink()
+    with pytest.raises(ValueError, match="has changed"): evaluate("run0", device="cpu")
+
+
+def test_test_images_again(here, tmp_path):
+    "Some are training images too: it is said how many. All of them, under another name: others are split off"
+    rng, both = np.random.default_rng(0), dict(stream=True, size=16)
+    write_photos(tmp_path/"some"/"train", dict(a=30, b=30), rng); write_photos(tmp_path/"some"/"test", dict(a=10, b=10), rng)
+    of = lambda split, name: tmp_path/"some"/split/name[0]/f"{name}.png"
+    for i in range(3): shutil.copy(of("train", f"a{i}"), of("test", f"again{i}"))
+    assert "some: 3 of the 23 test images are training images, too." in here(short, "some", "r")
+    told = manifest("r")["data"]
+    assert told["said_of_test"].startswith("3 of") and told["train"] == 60 and told["test"] == 23 and not told["split_off"]
+    assert "of 60 training photos 3 are among the 23 test images, too" in here(short, "some", "s", **both)
+    shutil.rmtree(tmp_path/"some"/"test"); shutil.copytree(tmp_path/"some"/"train", tmp_path/"some"/"test")
+    shutil.copy(of("test", "a0"), of("test", "again0"))
+    for i, options in enumerate([{}, both]): assert "6 were split off" in here(short, "some", f"t{i}", **options)
+
+
+def test_single_images(here, tmp_path):
+    "A class's only image is trained on. Where each class has but one, there is no test accuracy, and evaluate does not make one up"
+    write_photos(tmp_path/"rare", dict(a=12, b=1, c=2), np.random.default_rng(0))
+    here(short, "rare", "r", probe=3)
+    assert manifest("r")["data"]["test"] == 2 and manifest("r")["data"]["train"] == 10
+    write_photos(tmp_path/"ones", dict(a=1, b=1, c=1), np.random.default_rng(0))
+    assert "there is no test accuracy" in here(short, "ones", "o")
+    told = manifest("o")
+    assert told["metrics"] == {} and told["data"]["test"] == 0 and "test_accuracy" not in told["history"][0]
+    with pytest.raises(ValueError, match="trained on all images"): evaluate("o", device="cpu")
