@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from .accept import Wrapped
 from .apgd import apgd
 from .attacks import Expectation, ask, check_finite, check_rivals, prepare
-from .balls import L1, Linf
+from .balls import L1, Linf, inside
 from .core import (Images, PerImage, answers, atomic, check_classes, describe, device_of, frozen, predict,
                           progress, to_float)
 from .fab import fab
@@ -124,7 +124,7 @@ def _attack_all(model, x, y, ball, version, seeds, state, fast, batch_size, stop
             noise = PerImage(np.random.SeedSequence((int(seeds[i]), number)).generate_state(1)[0] for i in index.tolist())
             here, labels = to_float(x[index].to(device)), y[index].to(device)
             with torch.no_grad(): x_adv = attack(quick, here, labels, generator=noise, stop=hook)
-            with torch.no_grad(): fell = (hook(x_adv, labels) & (ball.norm(x_adv - here) <= ball.eps + 1e-6)).cpu()
+            with torch.no_grad(): fell = (hook(x_adv, labels) & inside(ball, here, x_adv)).cpu()
             p.fell_to[index[fell]] = number
             if keep: p.x_adv |= {int(i): a.clone() for i, a in zip(index[fell], x_adv.cpu()[fell])}
             p.done.append([number, index.tolist()])

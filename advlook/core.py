@@ -6,7 +6,7 @@
 __all__ = ['to_float', 'check_images', 'check_labels', 'check_classes', 'Images', 'logits', 'parameters_of', 'device_of',
            'dtype_of', 'frozen', 'image_seeds', 'PerImage', 'draw', 'seeded', 'pick', 'progress', 'takes', 'call',
            'at_once', 'in_batches', 'batches', 'with_gradients', 'whole_float32', 'answers', 'NoAnswer', 'check_scores',
-           'predict', 'scores', 'describe', 'beside', 'sweep', 'atomic']
+           'predict', 'ask', 'scores', 'describe', 'beside', 'sweep', 'atomic']
 
 # %% ../nbs/00_core.ipynb #c5168a1f
 import glob
@@ -410,6 +410,22 @@ def predict(
     return z.argmax(1) if len(z) else torch.empty(0, dtype=torch.int64)
 
 
+def ask(
+    model: nn.Module,
+    x: Tensor,  # images [N,C,H,W] in [0,1]
+) -> Tensor:  # logits [N,K], float32 at least
+    "The model's logits. ValueError if it fails on such images"
+    try: z = logits(model, x)
+    except torch.OutOfMemoryError: raise
+    except (RuntimeError, AssertionError) as error:
+        if "Inference tensors" in str(error): raise ValueError(
+            "gradients are asked for, but the model was made under torch.inference_mode(); make it outside") from error
+        said = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise ValueError(f"the model fails on images of shape {list(x.shape)} ({said}); "
+                         "give it images of the size, number and kind that it was made for") from error
+    return z.float() if z.dtype in (torch.bfloat16, torch.float16) else z
+
+
 def scores(
     model: nn.Module,
     x: Tensor,  # images, uint8 or float [N,C,H,W]
@@ -420,7 +436,7 @@ def scores(
     device = device_of(model)
     with frozen(model), whole_float32(), torch.no_grad():
         size = at_once(x, batch_size, device)
-        parts = [logits(model, to_float(x[i:i + size].to(device))).float().cpu() for i in batches(len(x), size)]
+        parts = [ask(model, to_float(x[i:i + size].to(device))).float().cpu() for i in batches(len(x), size)]
     return check_scores(torch.cat(parts)) if parts else torch.empty(0, 0)
 
 # %% ../nbs/00_core.ipynb #05573761

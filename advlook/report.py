@@ -35,12 +35,13 @@ from .attacks import pgd
 from .balls import Linf
 from .benchmark import AXES, plot_curves
 from .classes import align_classes
-from .core import Images, beside, describe, device_of, frozen, in_batches, logits, scores, sweep, to_float
+from .core import Images, beside, describe, device_of, frozen, in_batches, logits, predict, sweep, to_float
 from .filters import show_first_layers
 from .findings import (LOOKS, count, join_ours, measure, people_table, red_flags, say_curves, say_kernels, say_scales,
                               say_waves, trained, usable_looks)
 from .gradients import loss_grad
 from .lookscale import plot_scales
+from .judge import bound_ball, check_ball
 from .models import describe_preparation, for_photos
 from .show import color_of, map_scale, show_maps, show_rows, to_picture
 from .transforms import GaussianBlur
@@ -302,7 +303,7 @@ def report(
     models: dict[str, nn.Module],  # name -> images in [0,1] to logits, 1 to 6 of them; "Random" is a reference; sizes, channels and classes may differ
     images: Images,  # labels may be missing; or what `accept_images` takes: (images, labels), arrays, a data set of PyTorch's
     out: str | Path = "advlook-report",  # folder
-    ball=Linf(4/255),
+    ball=None,  # None: the attack's own, else Linf(4/255)
     attack: Callable | None = None,  # (model, x, y) -> x_adv; None: PGD-10 in the ball
     maps: int | None = None,  # photos to show maps of; None: 12 small ones or 6 large ones
     seed: int = 0,
@@ -315,6 +316,7 @@ def report(
     transforms: dict | None = None,  # name -> transform (a point), or name -> strength -> transform (a curve): beside the paper's
 ) -> Report:
     "Measure models on images and write a page about it. TypeError or ValueError: models, images, labels or functions that can't be meant as such, no or too many models, NaN in a model's answers, a folder that can't be written"
+    ball = (bound_ball(attack) or Linf(4/255)) if ball is None else ball
     _check_settings(ball, attack, maps, batch_size)
     looks, attack = join_ours(LOOKS, attributions), attack or partial(pgd, ball=ball, steps=10)
     models, images, notes, answers = _fit_together(models, images, list(notes or []), classes, show_images, batch_size)
@@ -337,8 +339,7 @@ def report(
 
 
 def _check_settings(ball, attack, maps, batch_size) -> None:
-    if not hasattr(ball, "norm") or not hasattr(ball, "eps"):
-        raise TypeError(f"the ball is one of advlook.balls, such as Linf(4/255), but it is {ball!r}")
+    check_ball(ball)
     if attack is not None: check_signature(attack, "the attack", 3)
     for name, value in dict(maps=maps, batch_size=batch_size).items():
         if value is not None and (not isinstance(value, int) or value < 1):
@@ -358,7 +359,7 @@ def _fit_together(models, images, notes: list[str], classes: str | Path | None, 
     except ValueError as error:
         if classes or images.y is None: raise
         images, done = replace(images, y=None, names=None), [f"The labels of these images were not used: {error}."]
-    answers = {name: _finite_answers(name, m, images, batch_size) for name, m in fitted.items()}
+    answers = {name: _answers_of(name, m, images, batch_size) for name, m in fitted.items()}
     if images.y is None: images = replace(images, names=getattr(fitted[trained(fitted)[0]], "class_names", None))   # what is named are predictions
     return fitted, images, notes + done, answers
 
@@ -380,11 +381,9 @@ def _try_on(name: str, model: nn.Module, images: Images) -> None:
         raise ValueError(f"{name} can't take these images ({shape}): {told(error)}; {do}") from None
 
 
-def _finite_answers(name: str, model: nn.Module, images: Images, batch_size: int) -> torch.Tensor:
-    z = scores(model, images.x, batch_size)
-    if z.isfinite().all(): return z.argmax(1)
-    broken = f"{int((~z.isfinite()).any(1).sum())} of {count(len(images))}"
-    raise ValueError(f"{name} answers {broken} with NaN or infinity; its weights may be broken, or its images are prepared in another way")
+def _answers_of(name: str, model: nn.Module, images: Images, batch_size: int) -> torch.Tensor:
+    try: return predict(model, images.x, batch_size)
+    except ValueError as error: raise ValueError(f"{name}: {error}") from None
 
 
 def _in_short(attack: Callable, ball) -> str:

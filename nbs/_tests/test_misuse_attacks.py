@@ -290,7 +290,6 @@ def test_counts_of_none(images):
                 attack(model, images, y, targets=targets)
 
 
-@pytest.mark.skipif(not hasattr(core, "dtype_of"), reason="core.logits does not yet cast images to the model's type")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", ATTACKS)
 def test_models_in_half_precision(name, dtype, images):
