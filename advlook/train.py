@@ -255,6 +255,9 @@ def _check_model(model: nn.Module) -> None:
     if any(t.is_inference() for t in (*model.parameters(), *model.buffers())):
         raise ValueError("this model was made under torch.inference_mode(), and what is made there can't be trained; "
                          "make it elsewhere, or train copy.deepcopy(model)")
+    if strange := {p.dtype for p in model.parameters() if p.is_floating_point()} - {torch.float32, torch.float64}:
+        raise ValueError(f"this model's weights are {strange.pop()}, in which small steps of training vanish; "
+                         "use model.float(), and precision=\"bf16\" to compute fast")
     if not any(p.requires_grad for p in model.parameters()):
         raise ValueError("this model has no parameters that could be trained; model.requires_grad_() frees frozen ones")
 

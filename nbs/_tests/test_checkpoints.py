@@ -440,7 +440,7 @@ def test_what_may_be_missing(tmp_path, hasty):
         assert torch.equal(model.model(X), net(X)) and "no effect" in str(model.notes) and "0.4.1" not in str(model.notes)
     assert "missing: inception5b" in refused(tmp_path, {k: v for k, v in state.items() if not k.startswith(("aux", "inception5b"))}, google, size=64)
     state = network("torchvision:inception_v3", 5, None).state_dict()
-    assert "left out: AuxLogits.conv0.conv.weight" in str(loaded(tmp_path, state, "timm:inception_v3").notes)
+    assert "left out, 14 in all: AuxLogits.conv0.conv.weight" in str(loaded(tmp_path, state, "timm:inception_v3").notes)
     swin = network("torchvision:swin_t", 5, None)
     kept = {k: v for k, v in swin.state_dict().items() if not k.endswith("relative_position_index")} | {"features.1.1.attn.attn_mask": torch.full((64, 49, 49), -math.inf)}
     model = loaded(tmp_path, kept, "torchvision:swin_t")
