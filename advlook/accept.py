@@ -127,7 +127,7 @@ def _are_bytes(x: Tensor) -> bool:
 
 
 def _bytes(x: Tensor) -> Tensor:
-    if x.dtype == torch.bool: x = x * 255
+    x = x.long() * (255 if x.dtype == torch.bool else 1)   # with some types torch can hardly compute
     if x.numel() and (x.min() < 0 or x.max() > 255):
         raise ValueError(f"whole numbers in images run from 0 to 255, but these from {x.min()} to {x.max()}; "
                          "divide them by the largest possible one")

@@ -380,7 +380,7 @@ def answers(
     x: Tensor,  # images [N,C,H,W] in [0,1]
 ) -> Tensor:  # int64 [N]
     "The class that the model gives each image: what an evaluation judges by"
-    with whole_float32(), torch.no_grad(): return check_scores(logits(model, x)).argmax(1)
+    with whole_float32(), torch.no_grad(): return check_scores(ask(model, x)).argmax(1)
 
 
 class NoAnswer(ValueError): "A model's logits name no class"

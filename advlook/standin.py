@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from .core import frozen, logits, whole_float32
+from .core import ask, frozen, logits, whole_float32
 
 # %% ../nbs/09_standin.ipynb #5ec78ab7
 def conv_bn_pairs(
@@ -88,7 +88,7 @@ def standin(
     if isinstance(model, StandIn): return model
     x = x[:2]
     with frozen(model), torch.no_grad(), whole_float32():   # else TF32 would hide whether two networks compute the same
-        before, again = logits(model, x), logits(model, x)
+        before, again = ask(model, x), ask(model, x)
         if not torch.equal(before, again): return StandIn(model, model, False, False, "the model itself, because it answers the same image differently")
         body, done, order = _folded(model, x, before)
     half = fast and body is not model and x.dtype == torch.float32 and computes_bfloat16(x.device)

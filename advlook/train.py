@@ -233,8 +233,6 @@ def labelled(
 ) -> Images:  # at least one; uint8, or float32 in [0,1], on the CPU; labels int64
     "Images to train on or to judge by. TypeError or ValueError for what can't be used so"
     try: images = accept_images(images)
-    except NotImplementedError:   # torch has types with which it can hardly compute
-        raise ValueError(f"{what} are uint8, or float in [0,1]; divide these by the largest possible number") from None
     except ValueError as error: raise ValueError(f"{what}: {error}") from None
     if images.y is None: raise ValueError("training needs labels, but these images have none")
     if not len(images): raise ValueError(f"there are no {what}")
