@@ -176,7 +176,7 @@ def _run(stages: dict[str, Callable]) -> dict:
     "What the stages return, with a bar that names the one under way"
     results = {}
     for name in (bar := progress(stages, "report")):
-        bar.set_description(name)
+        bar.set_description(name, refresh=False)   # a bar that is drawn early would not be taken away
         results |= stages[name]()
     return results
 

@@ -295,8 +295,8 @@ class Report:
 
 
 def _place(path: Path) -> str:
-    "From the current folder, where it lies in there"
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+    "From the current folder, where it lies in there; else its end, as a notebook that is shared should not tell whose machine it was"
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else Path(path.parent.name, path.name))
 
 
 def report(

@@ -396,7 +396,7 @@ def _epoch(run: Run, feed: Iterator, seed: tuple[int, int], plan: SimpleNamespac
         sums, stop = _step(run, x, y, seeds, whole, seed, plan)
         now = time.perf_counter()
         run.sums, run.step, run.seconds, start = run.sums + sums, run.step + 1, run.seconds + now - start, now
-        if run.step % 10 == 0 and hasattr(bar, "set_postfix_str"): bar.set_postfix_str(f"loss {run.sums[1] / run.sums[0]:.3f}, accuracy {run.sums[2] / run.sums[0]:.1%}")
+        if run.step % 10 == 0 and hasattr(bar, "set_postfix_str"): bar.set_postfix_str(f"loss {run.sums[1] / run.sums[0]:.3f}, accuracy {run.sums[2] / run.sums[0]:.1%}", refresh=False)
         if stop: plan.save(); raise KeyboardInterrupt
         if run.step % plan.save_every == 0 if plan.save_every else now - saved > _SAVE_SECONDS: plan.save(); saved = now
     if not run.step: raise ValueError(f"no batch came in epoch {seed[1] + 1}, of {plan.steps} that were expected")

@@ -11,6 +11,8 @@ import time
 from advlook.core import progress
 for i in progress(range(2), "outer"):
     for j in progress(range(8), "inner"): time.sleep(0.2)
+bar = progress(range(3), "short")
+for i in bar: bar.set_description(f"short {i}", refresh=False)
 print("done")
 """
 
