@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .core import Images, device_of, logits, scores
+from .core import Images, count_classes, device_of, logits
 from .models import carry_over
 
 # %% ../nbs/07_classes.ipynb #22df2e5c
@@ -237,7 +237,7 @@ def align_classes(
 ) -> tuple[dict[str, nn.Module], Images, list[str]]:  # models whose outputs begin with the images' classes, the same images, what was done
     "Models that answer in the images' classes; without labels, in each other's. ValueError if it can't be known whose class is whose"
     mapping = read_classes(mapping) if isinstance(mapping, (str, Path)) else mapping
-    counts = {name: scores(m, images.x[:1]).shape[1] for name, m in models.items()}
+    counts = {name: count_classes(m, images.x) for name, m in models.items()}
     if mapping and not any(_fits(mapping, count) for count in counts.values()): raise ValueError(_misfit(mapping, counts))
     names = {name: mapping if isinstance(mapping, list) and _fits(mapping, counts[name]) else getattr(m, "class_names", None) for name, m in models.items()}
     if images.y is None: return _align_unlabelled(models, images, names, counts)

@@ -235,11 +235,12 @@ def _loaded(data: str, size: int | None, probe: int | None, seed: int) -> tuple:
     "Images to train on, to probe with (or None), to test on (or None); what is to be said of the latter"
     from dataclasses import replace
     from advlook.data import load_images
+    from advlook.train import class_names, renumbered
     from advlook.watch import apart, hold_out
     images, test = load_images(data, "train", size=size), load_images(data, "test", size=size)
     if images.y is None or test.y is None: raise _unlabelled(data)
-    images = replace(images, names=_class_names(images))
-    images, test, said = apart(images, _renumbered(test, images.names))
+    images = replace(images, names=class_names(images))
+    images, test, said = apart(images, renumbered(test, images.names, "test images"))
     most = len(images) - len(images.y.unique())   # one of each class stays
     probe = min(500, len(images) // 10, most) if probe is None else probe
     return *(hold_out(images, probe, seed) if probe else (images, None)), test, said
@@ -249,25 +250,13 @@ def _unlabelled(data: str) -> ValueError:
     return ValueError(f"{Path(data).name!r} has no labels, and training needs them")
 
 
-def _class_names(images) -> list[str]:
-    "Those of the classes, or their numbers as words"
-    return list(images.names or map(str, range(int(images.y.max()) + 1)))
-
-
-def _renumbered(images, names: list[str]) -> "Images":
-    "The same images, their classes numbered as in `names`; splits without a common list each have their own. ValueError for a class that isn't there"
-    from dataclasses import replace
-    import torch
-    if other := [n for n in _class_names(images) if n not in names]: raise ValueError(f"the test images have classes that no training image has: {', '.join(map(repr, other[:3]))}")
-    return replace(images, y=torch.tensor([names.index(n) for n in _class_names(images)])[images.y], names=names)
-
-
 def _streamed(data: str, size: int | None, probe: int | None, augment: bool, least: float, jitter: float) -> tuple:
     "The same, where only what is probed and tested is kept in memory"
     import math
     from functools import partial
     from advlook.data import load_images
     from advlook.stream import Stream, is_split, some_photos
+    from advlook.train import renumbered
     from advlook.watch import among
     probe, lanes = 500 if probe is None else probe, math.lcm(8, int(os.environ.get("WORLD_SIZE", 1)))
     made = partial(Stream, data, "train", size, augment, least, jitter, lanes=lanes)
@@ -278,7 +267,7 @@ def _streamed(data: str, size: int | None, probe: int | None, augment: bool, lea
     some = held or some_photos(images)
     if (shared := among(some, test)).all(): return _split_off(images, made, probe)
     said = f"of {len(some)} training photos {shared.sum()} are among the {len(test):,} test images, too"
-    return images, held, _renumbered(test, list(images.names)), said if shared.any() else ""
+    return images, held, renumbered(test, list(images.names), "test images"), said if shared.any() else ""
 
 
 def _split_off(images, made, probe: int) -> tuple:

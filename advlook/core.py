@@ -6,7 +6,7 @@
 __all__ = ['to_float', 'check_images', 'check_labels', 'check_classes', 'Images', 'logits', 'parameters_of', 'device_of',
            'dtype_of', 'frozen', 'image_seeds', 'PerImage', 'draw', 'seeded', 'pick', 'progress', 'takes', 'call',
            'at_once', 'in_batches', 'batches', 'with_gradients', 'whole_float32', 'answers', 'NoAnswer', 'check_scores',
-           'predict', 'ask', 'scores', 'describe', 'beside', 'sweep', 'atomic']
+           'predict', 'ask', 'scores', 'count_classes', 'describe', 'beside', 'sweep', 'atomic']
 
 # %% ../nbs/00_core.ipynb #c5168a1f
 import glob
@@ -438,6 +438,14 @@ def scores(
         size = at_once(x, batch_size, device)
         parts = [ask(model, to_float(x[i:i + size].to(device))).float().cpu() for i in batches(len(x), size)]
     return check_scores(torch.cat(parts)) if parts else torch.empty(0, 0)
+
+
+def count_classes(
+    model: nn.Module,
+    x: Tensor,  # images, uint8 or float [N,C,H,W], of which the first is tried
+) -> int:
+    "How many classes the model tells apart. ValueError if it fails on such images"
+    return scores(model, x[:1]).shape[1]
 
 # %% ../nbs/00_core.ipynb #05573761
 def describe(thing) -> str:

@@ -17,6 +17,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from .accept import check_signature
 from .balls import inside, per_image
 from .core import NoAnswer, answers, call, describe
 
@@ -57,10 +58,10 @@ def hand_over(
 
 
 def check_attack(attack) -> None:
-    "TypeError for what can't be called"
-    if callable(attack) and not isinstance(attack, type): return
-    kind = f"the class {attack.__name__}" if isinstance(attack, type) else repr(attack)[:40]
-    raise TypeError(f"an attack is a function of (model, x, y), such as attacks.pgd, but this is {kind}")
+    "TypeError for what can't be called so"
+    try: check_signature(attack, "this", 3)
+    except TypeError as error:
+        raise TypeError(f"an attack is a function of (model, x, y), such as attacks.pgd, but {error}") from None
 
 
 def check_ball(ball) -> None:

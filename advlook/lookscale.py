@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .accept import accept_images, accept_models
-from .core import PerImage, check_classes, draw, frozen, image_seeds, in_batches, scores
+from .accept import accept_images, accept_models, answers_to
+from .core import draw, frozen, in_batches
 from .data import Images
 from .show import color_of
 
@@ -114,20 +114,12 @@ def shared_images(
     right = ([name for name in models if name != "Random"] or list(models)) if right is None else list(right)
     if unknown := set(right) - set(models): raise ValueError(f"`right` names {', '.join(sorted(unknown))}, but the models are {', '.join(models)}")
     if images.y is None and not right: raise ValueError("without labels the class to explain is the one that the models in `right` agree on; name at least one")
-    answered = [answers[name] if answers else _answers(models[name], images, batch_size) for name in right]
+    answered = [answers[name] if answers else answers_to(models[name], images, batch_size) for name in right]
     y = answered[0] if images.y is None else images.y
     kept = torch.ones(len(y), dtype=torch.bool)
     for answer in answered: kept &= answer == y
     if not kept.any(): raise ValueError(f"on none of the {len(y)} images are {', '.join(right)} all right or agreed; take more images, or say in `right` which models must be")
     return kept.nonzero()[:, 0].numpy(), y[kept]
-
-
-def _answers(model, images: Images, batch_size: int) -> Tensor:
-    "ValueError for labels of classes that the model doesn't have"
-    if not len(images): return torch.empty(0, dtype=torch.int64)
-    z = scores(model, images.x, batch_size)
-    if images.y is not None: check_classes(z, images.y)
-    return z.argmax(1)
 
 # %% ../nbs/30_lookscale.ipynb #b372c837
 def look_scales(

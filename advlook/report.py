@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from .accept import accept_images, accept_models, check_signature, told
+from .accept import accept_images, accept_models, error_line
 from .attacks import pgd
 from .balls import Linf
 from .benchmark import AXES, plot_curves
@@ -41,7 +41,7 @@ from .findings import (LOOKS, count, join_ours, measure, people_table, red_flags
                               say_waves, trained, usable_looks)
 from .gradients import loss_grad
 from .lookscale import plot_scales
-from .judge import bound_ball, check_ball
+from .judge import bound_ball, check_attack, check_ball
 from .models import describe_preparation, for_photos
 from .show import color_of, map_scale, show_maps, show_rows, to_picture
 from .transforms import GaussianBlur
@@ -298,7 +298,7 @@ def _place(path: Path) -> str:
     "From the current folder, where it lies in there; else its end, as a notebook that is shared should not tell whose machine it was"
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else Path(path.parent.name, path.name))
 
-
+# %% ../nbs/62_report.ipynb #c0ffee12
 def report(
     models: dict[str, nn.Module],  # name -> images in [0,1] to logits, 1 to 6 of them; "Random" is a reference; sizes, channels and classes may differ
     images: Images,  # labels may be missing; or what `accept_images` takes: (images, labels), arrays, a data set of PyTorch's
@@ -337,10 +337,10 @@ def report(
         _write(folder, result, drawings, how_made(models, images, attack, seed, command, looks, transforms), images)
     return result
 
-
+# %% ../nbs/62_report.ipynb #c0ffee14
 def _check_settings(ball, attack, maps, batch_size) -> None:
     check_ball(ball)
-    if attack is not None: check_signature(attack, "the attack", 3)
+    if attack is not None: check_attack(attack)
     for name, value in dict(maps=maps, batch_size=batch_size).items():
         if value is not None and (not isinstance(value, int) or value < 1):
             raise ValueError(f"{name} is a whole number of at least 1, but it is {value!r}")
@@ -378,14 +378,14 @@ def _try_on(name: str, model: nn.Module, images: Images) -> None:
     except Exception as error:
         shape = " x ".join(map(str, images.x.shape[1:]))
         do = "say which it takes (models.set_preparation(model, size=224), or --size), or make them so"
-        raise ValueError(f"{name} can't take these images ({shape}): {told(error)}; {do}") from None
+        raise ValueError(f"{name} can't take these images ({shape}): {error_line(error)}; {do}") from None
 
 
 def _answers_of(name: str, model: nn.Module, images: Images, batch_size: int) -> torch.Tensor:
     try: return predict(model, images.x, batch_size)
     except ValueError as error: raise ValueError(f"{name}: {error}") from None
 
-
+# %% ../nbs/62_report.ipynb #c0ffee16
 def _in_short(attack: Callable, ball) -> str:
     "PGD-10 at 4/255"
     steps = getattr(attack, "keywords", {}).get("steps")

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['standard_loss', 'draw_moves', 'crop_and_flip', 'make_schedule', 'fast_precision', 'batch_count', 'batches', 'ahead',
-           'gradients', 'average', 'write_checkpoint', 'read_checkpoint', 'Run', 'labelled', 'count_classes',
-           'looked_at', 'fit']
+           'gradients', 'average', 'write_checkpoint', 'read_checkpoint', 'Run', 'labelled', 'class_names',
+           'renumbered', 'looked_at', 'fit']
 
 # %% ../nbs/20_train.ipynb #cade7432
 import copy
@@ -33,7 +33,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .accept import accept_images, accept_labels, accept_pixels
-from .core import Images, PerImage, atomic, call, check_images, describe, frozen, image_seeds, logits, predict
+from .core import Images, PerImage, atomic, call, check_images, count_classes, describe, frozen, image_seeds, logits, predict
 from .core import progress, seeded, takes, to_float
 from .data import content_hash
 from .standin import computes_bfloat16
@@ -236,12 +236,21 @@ def labelled(
     except ValueError as error: raise ValueError(f"{what}: {error}") from None
     if images.y is None: raise ValueError("training needs labels, but these images have none")
     if not len(images): raise ValueError(f"there are no {what}")
-    return _numbered(images, names, what) if names and images.names and list(names) != list(images.names) else images
+    return renumbered(images, names, what) if names and images.names and list(names) != list(images.names) else images
 
 
-def _numbered(images: Images, names: list[str], what: str) -> Images:
-    "The same, labels counted as `names` counts. ValueError for a class that is not there"
-    own, names = list(images.names), list(names)
+def class_names(images: Images) -> list[str]:
+    "Those of the classes, or their numbers as words"
+    return list(images.names or map(str, range(int(images.y.max()) + 1)))
+
+
+def renumbered(
+    images: Images,  # with labels
+    names: list[str],  # of the classes, in the order of which the labels shall be
+    what: str,  # these are, for the message: "test images"
+) -> Images:
+    "The same images; splits without a common list number their own words. ValueError for a class that is not there"
+    own, names = class_names(images), list(names)
     lost = [own[k] for k in images.y.unique().tolist() if own[k] not in names]
     if lost: raise ValueError(f"{what} have classes that no training image has: {', '.join(map(repr, lost[:3]))}")
     place = torch.tensor([names.index(name) if name in names else -1 for name in own])
@@ -260,24 +269,6 @@ def _check_model(model: nn.Module) -> None:
         raise ValueError("this model has no parameters that could be trained; model.requires_grad_() frees frozen ones")
 
 
-def count_classes(
-    model: nn.Module,
-    x: Tensor,  # images [N,C,H,W], uint8 or float
-    device: torch.device,
-) -> int:
-    "How many the model tells apart, by trial. ValueError if it can't be applied to such images"
-    try:
-        with frozen(model), torch.no_grad(): return logits(model, to_float(x[:2].to(device))).shape[1]
-    except RuntimeError as error: raise ValueError(_why_not(model, x, error)) from error
-
-
-def _why_not(model: nn.Module, x: Tensor, error: RuntimeError) -> str:
-    "Why a trial failed"
-    kinds = {str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.is_floating_point()} - {"float32"}
-    if kinds: return f"this model computes in {' and '.join(sorted(kinds))}, and training takes float32: call model.float()"
-    return f"this model can't be applied to images of the shape {list(x.shape[1:])}: {str(error).partition(chr(10))[0]}"
-
-
 def _check_classes(y: Tensor, classes: int, what: str) -> None:
     if len(y) and y.max() >= classes:
         raise ValueError(f"{what}: labels run to {y.max()}, but the model has {classes} classes, counted from 0")
@@ -286,13 +277,12 @@ def _check_classes(y: Tensor, classes: int, what: str) -> None:
 def looked_at(
     feed: Iterator,  # batches as of `batches`, which somebody else makes
     model: nn.Module,
-    device: torch.device,  # where the model is
 ) -> Iterator:  # the same, labels int64 [N]
     "ValueError at the first batch that can't be trained on. Of what lies on a GPU only the first: a look waits for it"
     classes = None
     for x, y, seeds, whole in feed:
         if classes is None or x.device.type == "cpu": x, y = _pixels(x), _labels(y, len(x))
-        if classes is None: classes = count_classes(model, x, device)
+        if classes is None: classes = count_classes(model, x)
         if y.device.type == "cpu": _check_classes(y, classes, "a batch")
         yield x, y, seeds, whole
 
@@ -352,11 +342,11 @@ def fit(
                     momentum=momentum, weight_decay=weight_decay, schedule=schedule, augment=augment, seed=seed, accumulate=accumulate, ema=ema, precision=accelerator.mixed_precision, steps=steps)
     model.to(accelerator.device, memory_format=torch.channels_last)
     for some, what in ((train if own else None, "training images"), (test, "test images")):
-        if some is not None: _check_classes(some.y, count_classes(model, some.x, accelerator.device), what)
+        if some is not None: _check_classes(some.y, count_classes(model, some.x), what)
     if accelerator.num_processes > 1: model.load_state_dict(_share({k: v.cpu() for k, v in model.state_dict().items()}, accelerator))
     optimizer = torch.optim.SGD(model.parameters(), learning_rate, momentum, weight_decay=weight_decay)
     run, file = Run(model, optimizer, make_schedule(optimizer, schedule, learning_rate, epochs * steps), ema), Path(out) / "checkpoint.pt" if out else None
-    if not own: early = partial(looked_at, model=model, device=accelerator.device)   # a stream works ahead by itself
+    if not own: early = partial(looked_at, model=model)   # a stream works ahead by itself
     else: early = ahead if accelerator.device.type == "cuda" else iter
     feed = partial(partial(batches, train, augment=augment) if own else train.batches, batch_size=batch_size, process=accelerator.process_index, processes=accelerator.num_processes)
     with _threads_kept(), _patient() as asked:

@@ -11,7 +11,6 @@ import difflib
 import hashlib
 import json
 import re
-from collections.abc import Callable
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -19,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .accept import find_function, from_here, told
+from .accept import error_line, find_function, from_here
 from .checkpoints import read_weights
 from .core import atomic
 from .data import hub_answers
@@ -391,7 +390,7 @@ def _from_library(library: str):
             with _short_of_network():
                 model = create_model(f"{library}:{plain}", classes, size=options.get("size"), pretrained=True)
         except ValueError: raise
-        except RuntimeError as error: raise ValueError(f"the weights of {library}:{name} can't be loaded: {told(error)}") from None
+        except RuntimeError as error: raise ValueError(f"the weights of {library}:{name} can't be loaded: {error_line(error)}") from None
         except OSError as error:   # also of what the hub's library and urllib raise for want of a network
             raise ConnectionError(f"the weights of {library}:{name} are not in the local cache and can't be downloaded ({type(error).__name__}); download them where there is a network, or name a file of yours: PATH:{library}:{name}") from None
         model.class_names, model.notes = (_imagenet_names() if classes == 1000 else None), []
@@ -432,7 +431,7 @@ def _made(what: str, made):
     if isinstance(made, nn.Module): return made
     with from_here():
         try: return made()
-        except (Exception, SystemExit) as error: raise ValueError(f"{what} failed: {told(error)}") from None
+        except (Exception, SystemExit) as error: raise ValueError(f"{what} failed: {error_line(error)}") from None
 
 
 _SCHEMES = dict(timm=_from_library("timm"), torchvision=_from_library("torchvision"), hub=_from_hub, pair=_from_pair, bundled=_from_bundled)
