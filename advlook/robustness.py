@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from .accept import accept_images, accept_labels, accept_model, accept_models, answers_to
 from .attacks import LOSSES, gradient, pgd
 from .balls import L0, L1, L2, Linf, inside, per_image
-from .core import (Images, NoAnswer, check_classes, describe, device_of, dtype_of, frozen, in_batches, predict,
-                          progress, scores, takes, to_float, with_gradients)
+from .core import NoAnswer, device_of, dtype_of, frozen, predict, scores, to_float
+from .functions import describe, in_batches, progress, takes, with_gradients
+from .images import Images, check_classes
 from .judge import (BROKEN, FELL, OUTSIDE, check_ball, complain, craft, errs, hand_over, judge, looks_for_smallest,
                            told)
 from .square import square

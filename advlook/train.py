@@ -9,7 +9,6 @@ __all__ = ['standard_loss', 'draw_moves', 'crop_and_flip', 'make_schedule', 'fas
 
 # %% ../nbs/20_train.ipynb #cade7432
 import copy
-import hashlib
 import io
 import math
 import os
@@ -33,9 +32,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .accept import accept_images, accept_labels, accept_pixels
-from .core import Images, PerImage, atomic, call, check_images, count_classes, describe, frozen, image_seeds, logits, predict
-from .core import progress, seeded, takes, to_float
+from .core import count_classes, frozen, logits, predict, to_float
 from .data import content_hash
+from .files import atomic, sealed, unsealed
+from .functions import call, describe, progress, takes
+from .images import Images, check_images
+from .noise import PerImage, image_seeds, seeded
 from .standin import computes_bfloat16
 
 if TYPE_CHECKING: import pandas as pd
@@ -178,7 +180,7 @@ def write_checkpoint(
     torch.save(state, whole := io.BytesIO())   # by way of memory, as torch hides why a file can't be written
     data = whole.getvalue()
     with atomic(file) as part:
-        part.write_bytes(data + hashlib.sha256(data).digest())
+        part.write_bytes(sealed(data))
         if file.exists(): os.replace(file, file.with_name("before-" + file.name))
 
 
@@ -193,8 +195,8 @@ def read_checkpoint(
     "The last checkpoint that is whole. ValueError if there are some, and none of them is"
     wrong = []
     for path in filter(Path.exists, (file, file.with_name("before-" + file.name))):
-        data = path.read_bytes()
-        if hashlib.sha256(data[:-32]).digest() == data[-32:]:
+        data = unsealed(path.read_bytes())
+        if data is not None:
             return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True), "".join(f"{name} is damaged; going on from {path.name}, the one before" for name in wrong)
         wrong.append(path.name)
     if wrong: raise ValueError(f"no checkpoint in {file.parent.name!r} is whole ({' and '.join(wrong)}: damaged); delete them to begin again")

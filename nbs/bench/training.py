@@ -23,7 +23,7 @@ from advlook.train import batches, fast_precision, fit
 from common import RESULTS, Rows
 
 EPS, BATCH = 4/255, 256
-USED = ["core", "attacks", "balls", "train", "objectives"]
+USED = ["core", "noise", "functions", "attacks", "balls", "train", "objectives"]
 COLUMNS = ["part", "contender", "objective", "precision", "block", "n", "seconds", "cpu"]
 
 

@@ -9,13 +9,14 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from advlook.core import in_batches, to_float
+from advlook.core import to_float
+from advlook.functions import in_batches
 from advlook.gradients import loss_grad, margin_grad, vanilla_grad
 from advlook.guided import guided_backprop
 from advlook.lookscale import interval, look_scale
 from advlook.models import create_model
 from advlook.objectives import make_objective
-from advlook.report import versions
+from advlook.files import versions
 from advlook.robustness import accuracy
 from advlook.scales import band_noise
 from advlook.train import fit
