@@ -22,10 +22,12 @@ from .accept import accept_functions, accept_transforms, error_line
 from .attacks import pgd
 from .balls import Linf
 from .benchmark import benchmark, paper_transforms, untouched
-from .core import Images, call, count_classes, in_batches, predict, progress, to_float
+from .core import count_classes, predict, to_float
 from .filters import kernel_statistics
+from .functions import call, in_batches, progress
 from .gradients import loss_grad, vanilla_grad
 from .guided import guided_backprop
+from .images import Images
 from .lookscale import compare, look_scales, shared_images, summarize
 from .models import IMAGENET
 from .robustness import attack_flags, survives

@@ -4,24 +4,20 @@
 
 # %% auto #0
 __all__ = ['UNITS', 'draw_rulers', 'blur_to_scale', 'draw_blurred', 'Drawing', 'draw_maps', 'short_titles', 'draw_scales',
-           'draw_all', 'main_attribution', 'whole_folder', 'versions', 'how_made', 'text_table', 'with_units', 'Report',
-           'report']
+           'draw_all', 'main_attribution', 'how_made', 'text_table', 'with_units', 'Report', 'report']
 
 # %% ../nbs/62_report.ipynb #67aa4099
 import base64
 import io
 import json
 import os
-import platform
 import re
 import shutil
 import textwrap
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from html import escape
-from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,13 +31,16 @@ from .attacks import pgd
 from .balls import Linf
 from .benchmark import AXES, plot_curves
 from .classes import align_classes
-from .core import Images, beside, describe, device_of, frozen, in_batches, logits, predict, sweep, to_float
+from .core import device_of, frozen, logits, predict, to_float
+from .files import versions, whole_folder
 from .filters import show_first_layers
 from .findings import (ATTRIBUTIONS, count, join_ours, measure, people_table, red_flags, say_curves, say_kernels, say_scales,
                               say_waves, trained, usable_attributions)
+from .functions import describe, in_batches
 from .gradients import loss_grad
-from .lookscale import plot_scales
+from .images import Images
 from .judge import bound_ball, check_attack, check_ball
+from .lookscale import plot_scales
 from .models import describe_preparation, for_photos
 from .show import color_of, map_scale, show_maps, show_rows, to_picture
 from .transforms import GaussianBlur
@@ -160,37 +159,6 @@ def main_attribution(attributions: dict[str, Callable]) -> str:
     return "Loss Grad" if "Loss Grad" in attributions else next(iter(attributions))
 
 # %% ../nbs/62_report.ipynb #6b9c5c2b
-@contextmanager
-def whole_folder(
-    out: str | Path,
-    check: bool = False,  # only see whether it could be written
-) -> Iterator[Path]:  # an empty folder beside it, which takes its place at the end
-    "A folder of results that is there whole or not at all. ValueError if `out` holds something else or can't be written"
-    out = Path(os.path.realpath(Path(out).expanduser()))   # a link goes on pointing to it
-    if out in (here := Path.cwd(), *here.parents):   # what takes its place would leave the caller in a folder that is gone
-        raise ValueError(f"a report can't take the place of {out.name or str(out)!r}, in which you are; choose a new folder in it")
-    part, old = beside(out, "part"), beside(out, "old")
-    try: sweep(out)
-    except OSError: pass   # what another leaves behind is no reason to stop
-    if out.exists() and not (out.is_dir() and ((out / "report.json").exists() or not any(out.iterdir()))):
-        raise ValueError(f"{out.name!r} exists and is not an advlook report; choose another folder")
-    try: part.mkdir(parents=True, exist_ok=True)
-    except OSError as error: raise ValueError(f"the folder {out.name!r} can't be written ({error.strerror}); choose another one") from None
-    try:
-        yield part
-        if check: return
-        if out.exists(): os.replace(out, old)
-        os.replace(part, out)
-        shutil.rmtree(old, ignore_errors=True)
-    finally: shutil.rmtree(part, ignore_errors=True)
-
-
-def versions() -> dict[str, str]:
-    "Versions of what the numbers depend on"
-    names = "advlook", "torch", "torchvision", "timm", "datasets", "numpy", "scipy", "opencv-python-headless"
-    return {"python": platform.python_version()} | {name: version(name) for name in names}
-
-
 def how_made(
     models: dict[str, nn.Module],
     images: Images,
