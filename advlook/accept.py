@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from .core import scores
-from .data import to_labels
+from .splits import to_labels
 from .functions import describe
 from .images import Images, check_classes, check_images, check_labels
 

@@ -19,9 +19,10 @@ from torch import Tensor, nn
 
 from .accept import error_line, find_function, from_here
 from .checkpoints import read_weights
-from .data import hub_answers
+from .catalog import hub_answers
 from .files import atomic, digest
-from .fitting import ODD, align, fit_weights, fitness, or_nearest, shapes_of
+from .fitting import fit_weights, or_nearest
+from .matching import ODD, align, fitness, shapes_of
 from .models import _try_size, check_preparation, create_model, find_architecture, set_preparation
 
 # %% ../nbs/08_zoo.ipynb #dd675194
