@@ -24,11 +24,12 @@ from .balls import Linf
 from .benchmark import benchmark, paper_transforms, untouched
 from .core import Images, call, count_classes, in_batches, predict, progress, to_float
 from .filters import kernel_statistics
+from .flags import attack_flags
 from .gradients import loss_grad, vanilla_grad
 from .guided import guided_backprop
 from .lookscale import compare, look_scales, shared_images, summarize
 from .models import IMAGENET
-from .robustness import attack_flags, survives
+from .robustness import survives
 
 if TYPE_CHECKING: import pandas as pd
 
