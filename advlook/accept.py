@@ -21,8 +21,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .core import Images, check_classes, check_images, check_labels, describe, scores
+from .core import scores
 from .data import to_labels
+from .functions import describe
+from .images import Images, check_classes, check_images, check_labels
 
 # %% ../nbs/05b_accept.ipynb #488e78fd
 def accept_labels(

@@ -6,7 +6,6 @@
 __all__ = ['NEEDS', 'stages', 'Progress', 'autoattack', 'autoattack_table']
 
 # %% ../nbs/16_autoattack.ipynb #4e07e8af
-import hashlib
 import json
 import time
 import warnings
@@ -23,9 +22,12 @@ from .accept import Wrapped
 from .apgd import apgd
 from .attacks import Expectation, ask, check_finite, check_rivals, prepare
 from .balls import L1, Linf, inside
-from .core import (Images, PerImage, answers, atomic, check_classes, describe, device_of, frozen, predict,
-                          progress, to_float)
+from .core import answers, device_of, frozen, predict, to_float
 from .fab import fab
+from .files import atomic, digest
+from .functions import describe, progress
+from .images import Images, check_classes
+from .noise import PerImage
 from .square import square
 from .standin import StandIn, standin
 
@@ -86,9 +88,9 @@ def _kept(path: Path) -> dict:
 # %% ../nbs/16_autoattack.ipynb #9bac1b5e
 def _digest(model: nn.Module) -> str:
     "By which one model's weights are told from another's"
-    state = hashlib.sha256()
-    for name, t in model.state_dict().items(): state.update(name.encode() + t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return state.hexdigest()[:16]
+    in_bytes = lambda t: t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    named = model.state_dict().items()
+    return digest(*(part for name, t in named for part in (name.encode(), in_bytes(t))))[:16]
 
 
 def _stages_for(model: nn.Module, x: Tensor, y: Tensor, version: str, ball) -> dict[str, Callable]:
@@ -190,7 +192,7 @@ def autoattack_table(
 ) -> tuple["pd.DataFrame", Tensor]:  # columns attack, standing, robust accuracy, seconds; bool [N]: who stands at the end
     "AutoAttack as an evaluation: after each attack, how many still stand"
     import pandas as pd
-    from advlook.core import image_seeds
+    from advlook.noise import image_seeds
     model = _as_module(model, state)
     with torch.inference_mode(False), frozen(model):
         seeds = image_seeds(seed, len(images))

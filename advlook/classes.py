@@ -19,7 +19,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .core import Images, count_classes, device_of, logits
+from .core import count_classes, device_of, logits
+from .images import Images
 from .models import carry_over
 
 # %% ../nbs/07_classes.ipynb #22df2e5c

@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .core import device_of, frozen, seeded
+from .core import device_of, frozen
+from .noise import seeded
 
 # %% ../nbs/05_models.ipynb #de14d45f
 class Normalize(nn.Module):

@@ -8,7 +8,6 @@ __all__ = ['PAIRS', 'save_model', 'load_checkpoint', 'bundled', 'bundled_runs', 
 
 # %% ../nbs/08_zoo.ipynb #53d8223d
 import difflib
-import hashlib
 import json
 import re
 from contextlib import contextmanager
@@ -20,8 +19,8 @@ from torch import Tensor, nn
 
 from .accept import error_line, find_function, from_here
 from .checkpoints import read_weights
-from .core import atomic
 from .data import hub_answers
+from .files import atomic, digest
 from .fitting import ODD, align, fit_weights, fitness, or_nearest, shapes_of
 from .models import _try_size, check_preparation, create_model, find_architecture, set_preparation
 
@@ -37,7 +36,7 @@ def save_model(
     tensors = {k: _compact(v.detach().cpu()).contiguous() for k, v in model.state_dict().items()}
     about = {"advlook": json.dumps(dict(architecture=model.architecture, class_names=class_names))}   # one entry: safetensors shuffles several
     with atomic(path) as part: part.write_bytes(save(tensors, about))   # an OSError, not safetensors' own, where it can't be written
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    return digest(Path(path).read_bytes())
 
 
 def _compact(v: Tensor) -> Tensor:

@@ -14,7 +14,9 @@ import torch
 import torch.nn.functional as F
 
 from advlook.balls import L1, L2, Linf
-from advlook.core import Images, PerImage, frozen, image_seeds, predict, to_float
+from advlook.core import frozen, predict, to_float
+from advlook.images import Images
+from advlook.noise import PerImage, image_seeds
 from advlook.data import load_images
 from advlook.standin import computes_bfloat16
 from advlook.zoo import load_trio
@@ -22,8 +24,8 @@ from common import PEERS, RESULTS, Rows
 
 BALL, STEPS, RESTARTS = Linf(4/255), 20, 2
 STEP = 2.5 * BALL.eps / STEPS
-USED = dict(pgd=["core", "balls", "attacks", "standin", "robustness"], autoattack=["core", "balls", "attacks", "standin", "fab", "apgd", "square", "autoattack"],
-            memory=["core", "balls", "attacks", "standin", "minimal", "fab", "apgd", "square", "autoattack", "sparse", "robustness"])
+USED = dict(pgd=["core", "noise", "functions", "balls", "attacks", "standin", "robustness"], autoattack=["core", "noise", "functions", "balls", "attacks", "standin", "fab", "apgd", "square", "autoattack"],
+            memory=["core", "noise", "functions", "balls", "attacks", "standin", "minimal", "fab", "apgd", "square", "autoattack", "sparse", "robustness"])
 
 # ---- PGD, twenty steps, two restarts: each returns who stands [n]
 

@@ -14,12 +14,13 @@ import torch
 from torch import nn
 
 from advlook.balls import L1, L2, Linf, into
-from advlook.core import PerImage, frozen, image_seeds, to_float
+from advlook.core import frozen, to_float
+from advlook.noise import PerImage, image_seeds
 from advlook.data import load_images
 from advlook.zoo import load_trio
 from common import PEERS, RESULTS, Rows
 
-USED = ["core", "balls", "attacks", "minimal", "fab", "apgd", "square", "sparse", "universal"]
+USED = ["core", "noise", "functions", "balls", "attacks", "minimal", "fab", "apgd", "square", "sparse", "universal"]
 BALLS = {"l_inf": Linf(4/255), "l_2": L2(0.5), "l_1": L1(12.0)}
 CHECKS = {}
 
@@ -330,7 +331,7 @@ def main():
     for title, compare in CHECKS.items():
         if args.only and not {title.split(":")[0], compare.__name__} & set(args.only): continue
         part = compare.__name__
-        rows.begin(part, dict(models=args.models, n=args.n, queries=args.queries, seed=args.seed), ["core", "balls", "attacks", *({title.split(":")[0]} - {"attacks"})], list(PEERS.values()), args.again)
+        rows.begin(part, dict(models=args.models, n=args.n, queries=args.queries, seed=args.seed), ["core", "noise", "functions", "balls", "attacks", *({title.split(":")[0]} - {"attacks"})], list(PEERS.values()), args.again)
         if rows.has(part=part, row="done"): continue
         rows.forget(part)
         try:
