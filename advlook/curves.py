@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from .accept import accept_images, accept_models, answers_to
 from .attacks import pgd
 from .balls import Linf, inside, per_image
-from .core import Images, frozen, in_batches, predict, progress, to_float
+from .core import frozen, predict, to_float
+from .functions import in_batches, progress
+from .images import Images
 from .judge import FOOLED, NOT_FINITE, OUTSIDE, craft, warn_uncounted
 from .robustness import robust_accuracy, share_of
 

@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from .accept import accept_images, accept_labels, accept_model, answers_to
 from .attacks import LOSSES, gradient, pgd
 from .balls import L0, L1, L2, Linf
-from .core import Images, NoAnswer, check_classes, frozen, in_batches, scores, takes
+from .core import NoAnswer, frozen, scores
+from .functions import in_batches, takes
+from .images import Images, check_classes
 from .judge import check_ball, is_minimal, uncounted, with_ball
 from .robustness import evaluate_attack, share_of
 from .square import square

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from .accept import check_signature
 from .balls import inside, per_image
-from .core import NoAnswer, answers, call, describe
+from .core import NoAnswer, answers
+from .functions import call, describe
 
 # %% ../nbs/18b_judge.ipynb #6f0b1a24
 def bound_ball(

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from .accept import accept_images, accept_model, answers_to
-from .core import (Images, check_classes, describe, device_of, dtype_of, frozen, in_batches, predict, scores,
-                          takes, to_float, with_gradients)
+from .core import device_of, dtype_of, frozen, predict, scores, to_float
+from .functions import describe, in_batches, takes, with_gradients
+from .images import Images, check_classes
 from .judge import FOOLED, craft, errs, judge, warn_uncounted, with_ball
 from .standin import standin
 
