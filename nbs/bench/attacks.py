@@ -115,7 +115,7 @@ def our_autoattack(model, x, y, seed, fast):
     def table(clock):
         with patch.object(room, "time", argparse.Namespace(perf_counter=clock)): return room.autoattack_table(model, Images(x, y), BALL, seed=seed, fast=fast)[0]
     cpu = table(lambda: complex(time.process_time(), time.perf_counter()))  # both clocks at once
-    return [(r.attack, complex(r.seconds).imag, complex(r.seconds).real, r.standing) for r in cpu.itertuples() if r.attack != "none"]
+    return [(r.attack, complex(r.seconds).imag, complex(r.seconds).real, r.survivors) for r in cpu.itertuples() if r.attack != "none"]
 
 
 AUTOATTACK = {"official": official, "advlook": partial(our_autoattack, fast=False), "advlook fast": partial(our_autoattack, fast=True)}
