@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from .attacks import FAR, Standing, ask, check_finite, fooled, gradient, make_loss, other_classes, prepare
 from .balls import L1, Linf, into, per_image
-from .core import check_images, draw
+from .images import check_images
+from .noise import draw
 
 # %% ../nbs/14_apgd.ipynb #1468234d
 def checkpoints(

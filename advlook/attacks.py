@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .balls import L2, Linf, into, per_image
-from .core import ask, check_classes, check_images, check_labels, draw, logits, pick, whole_float32
+from .core import ask, logits, whole_float32
+from .images import check_classes, check_images, check_labels
+from .noise import draw, pick
 
 # %% ../nbs/11_attacks.ipynb #bc0a43d2
 FAR = -1e9  # where a class that is masked by -inf is put, so that differences of logits stay finite

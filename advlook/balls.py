@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .core import draw
+from .noise import draw
 
 # %% ../nbs/10_balls.ipynb #f87b5ee7
 def per_image(

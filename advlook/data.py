@@ -9,7 +9,6 @@ __all__ = ['CATALOG', 'CACHE_LIMIT', 'FORMAT', 'content_hash', 'as_name', 'local
 
 # %% ../nbs/04_data.ipynb #70a52bbb
 import difflib
-import hashlib
 import json
 import os
 import platform
@@ -24,8 +23,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .core import Images, atomic, progress, sweep
+from .files import atomic, digest, sweep
 from .folders import Tree, content, survey
+from .functions import progress
+from .images import Images
 from .layouts import numbered, plain, read_folder, tell_left_out
 from .photos import decode, open_photo, reads_heic
 from .scales import MADE, made_images
@@ -34,10 +35,9 @@ from .tables import Table, another_split, choose_split, open_hub, open_local
 # %% ../nbs/04_data.ipynb #825c909e
 def content_hash(images: Images) -> str:
     "SHA-256 over pixels and labels: which images exactly"
-    digest = hashlib.sha256(str(tuple(images.x.shape)).encode())
-    for t in images.x, images.y:
-        if t is not None: digest.update(t.contiguous().numpy().tobytes())
-    return digest.hexdigest()
+    size = str(tuple(images.x.shape)).encode()
+    held = [t for t in (images.x, images.y) if t is not None]
+    return digest(size, *(t.contiguous().numpy() for t in held))
 
 # %% ../nbs/04_data.ipynb #0b7b5913
 _IMAGENET = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), size=224)
@@ -237,7 +237,7 @@ def fingerprint(
     "Names, sizes and times of a local folder's files; of a hub data set, its place on the hub"
     if place := local_folder(name): what = [str(place.resolve()), (tree or survey(place)).stamp, reads_heic()]
     else: what = [CATALOG.get(name, {}).get(k) for k in ("hub", "config", "revision")]
-    return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
+    return digest(json.dumps(what).encode())[:16]
 
 # %% ../nbs/04_data.ipynb #93424049
 CACHE_LIMIT = 2**30  # bytes of pixels; of larger sets only the images that are asked for are decoded

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from .attacks import FAR, Standing, ask, check_finite, differentiable, fooled, other_classes, prepare, slope
 from .balls import L1, L2, Linf, per_image
-from .core import draw, progress
+from .functions import progress
+from .noise import draw
 
 # %% ../nbs/13_fab.ipynb #6b477012
 def fill(

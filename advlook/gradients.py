@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from .core import check_images, check_labels, frozen, logits
+from .core import frozen, logits
+from .images import check_images, check_labels
 
 # %% ../nbs/31_gradients.ipynb #8e2e70ed
 def classes_of(z: Tensor, y: Tensor | None) -> Tensor:  # logits [N,K], labels int64 [N] or None -> int64 [N]

@@ -15,8 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from .accept import accept_images, accept_models, answers_to
-from .core import draw, frozen, in_batches
+from .core import frozen
 from .data import Images
+from .functions import in_batches
+from .noise import draw
 from .show import color_of
 
 if TYPE_CHECKING:

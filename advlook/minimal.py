@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .attacks import (FAR, ask, check_finite, check_rivals, differentiable, fooled, gradient, make_loss,
                              other_classes, prepare, slope)
 from .balls import L2, Linf, per_image
-from .core import progress
+from .functions import progress
 
 # %% ../nbs/12_minimal.ipynb #5fda32ba
 def to_boundary(

@@ -19,7 +19,9 @@ from torch.func import functional_call
 
 from .attacks import fgsm, pgd
 from .balls import Linf, into
-from .core import PerImage, call, draw, frozen, logits
+from .core import frozen, logits
+from .functions import call
+from .noise import PerImage, draw
 from .train import standard_loss
 
 # %% ../nbs/21_objectives.ipynb #64541b9b

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from .attacks import (FAR, Standing, ask, check_finite, check_rivals, differentiable, fooled, make_loss,
                              other_classes, prepare, slope)
 from .balls import L0
-from .core import draw, progress
+from .functions import progress
+from .noise import draw
 
 # %% ../nbs/17_sparse.ipynb #ee3abc5b
 def forward_derivative(

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from .attacks import Standing, ask, check_finite, check_rivals, fooled, make_loss, prepare
 from .balls import L1, L2, Linf, into, per_image
-from .core import draw, progress
+from .functions import progress
+from .noise import draw
 
 # %% ../nbs/15_square.ipynb #02c74b9a
 def side_of_square(

@@ -21,13 +21,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .core import Images, image_seeds
 from .data import CATALOG, as_name, find_source, list_photos, local_folder, open_split, title_of, to_labels
 from .folders import Tree, survey
+from .images import Images
 from .layouts import tell_left_out
+from .noise import image_seeds
 from .photos import decode, open_photo
 from .tables import choose_split, column_values, find_tables, quiet_datasets
-from .train import ahead
+from .batches import ahead
 
 if TYPE_CHECKING: from PIL.Image import Image
 

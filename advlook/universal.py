@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from .attacks import gradient, make_loss
 from .balls import Linf
-from .core import Images, check_images, check_labels, device_of, frozen, predict, progress, to_float
+from .core import device_of, frozen, predict, to_float
+from .functions import progress
+from .images import Images, check_images, check_labels
 
 # %% ../nbs/18_universal.ipynb #fe1dcb62
 class Universal:

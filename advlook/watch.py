@@ -20,10 +20,14 @@ from torch import Tensor, nn
 
 from .attacks import pgd
 from .balls import Linf
-from .core import Images, atomic, device_of, frozen, in_batches, logits, seeded
+from .core import device_of, frozen, logits
+from .files import atomic
+from .functions import in_batches
+from .images import Images
+from .noise import seeded
 from .objectives import buffers_kept, crafted, training_attack, training_setting
 from .robustness import accuracy, robust_accuracy
-from .train import labelled
+from .batches import labelled
 
 if TYPE_CHECKING:
     import pandas as pd

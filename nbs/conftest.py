@@ -11,7 +11,8 @@ from pathlib import Path
 from unittest.mock import patch
 
 os.environ.update(MPLBACKEND="Agg", TQDM_DISABLE="1")  # before anything imports matplotlib or tqdm
-if "PYTEST_XDIST_WORKER" in os.environ: os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch; what a test starts inherits it
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch; what a test starts inherits it
 
 import pytest
 from execnb.shell import CaptureShell
@@ -23,7 +24,10 @@ from nbdev.process import NBProcessor
 
 FLAGS = get_config(path=Path(__file__).parent).tst_flags.split()
 OFF = set(FLAGS) - set(os.environ.get("NB_FLAGS", "").split())
-LONGEST = "test_faults.py test_cli.py test_train.py 06c_saved.ipynb 06d_published.ipynb 08b_sources.ipynb 63_cli.ipynb test_traps.py 62_report.ipynb 19_robustness.ipynb".split()
+LONGEST = """
+    test_faults.py test_cli.py test_train.py 06c_saved.ipynb 06d_published.ipynb 08b_sources.ipynb 63_cli.ipynb test_traps.py 62_report.ipynb
+    19_robustness.ipynb
+""".split()
 HistoryManager.enabled = False  # the IPython history of whoever runs the tests is not ours to fill
 
 
@@ -43,8 +47,8 @@ def pytest_xdist_auto_num_workers(config):
 def pytest_collection_modifyitems(config, items):
     if hasattr(config, "workerinput"): items.sort(key=lambda item: rank(item.path.name))
     for item in items:
-        for mark in item.iter_markers():
-            if mark.name in OFF: item.add_marker(pytest.mark.skip(reason=f"{mark.name}: runs with NB_FLAGS={mark.name}")); break
+        for name in {mark.name for mark in item.iter_markers()} & OFF:
+            item.add_marker(pytest.mark.skip(reason=f"{name}: runs with NB_FLAGS={name}"))
 
 
 def rank(name: str) -> int:
@@ -74,11 +78,13 @@ class Cells(pytest.Item):
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
         self.nb, self.cell = NBProcessor(self.path).nb, None
-        for flag in {flag for cell in self.nb.cells for flag in cell.directives_} & set(FLAGS) - OFF: self.add_marker(flag)
+        directives = {flag for cell in self.nb.cells for flag in cell.directives_}
+        for flag in directives & set(FLAGS) - OFF: self.add_marker(flag)
 
     def runs(self, cell) -> bool:
         flags = cell.directives_
-        return cell.cell_type == "code" and "nbdev_export(" not in cell.source and flags.get("eval:") != ["false"] and not OFF & set(flags)
+        if cell.cell_type != "code" or "nbdev_export(" in cell.source: return False
+        return flags.get("eval:") != ["false"] and not OFF & set(flags)
 
     def runtest(self):
         errors = []  # those that IPython shows without stopping, too: a figure that can't be drawn
@@ -97,11 +103,14 @@ class Cells(pytest.Item):
     def repr_failure(self, excinfo, style=None):
         if not isinstance(excinfo.value, CellError): return super().repr_failure(excinfo)
         error = traceback.TracebackException.from_exception(excinfo.value.__cause__)
-        del error.stack[:next((i for i, frame in enumerate(error.stack) if frame.filename.startswith("<ipython-input")), None)]  # IPython's
+        ours = (i for i, frame in enumerate(error.stack) if frame.filename.startswith("<ipython-input"))
+        del error.stack[:next(ours, None)]  # IPython's own
         *_, last = error.format_exception_only()
         source = textwrap.indent(self.cell.source, "    ")
-        printed = [line for out in self.cell.outputs if out["output_type"] == "stream" for line in out["text"]]
-        return f"{last}in cell {self.cell.idx_} ({self.cell.id}) of {self.reportinfo()[2]}:\n\n{source}\n\n{''.join([*printed, *error.format()])}"
+        streams = [out for out in self.cell.outputs if out["output_type"] == "stream"]
+        said = "".join([*(line for out in streams for line in out["text"]), *error.format()])
+        place = f"cell {self.cell.idx_} ({self.cell.id}) of {self.reportinfo()[2]}"
+        return f"{last}in {place}:\n\n{source}\n\n{said}"
 
     def reportinfo(self): return self.path, None, str(self.path.relative_to(self.config.rootpath))
 
@@ -114,10 +123,14 @@ def alone():
     threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
     for seed in random.seed, numpy.random.seed, torch.manual_seed: seed(0)
     main = sys.modules["__main__"]
-    with patch.dict(os.environ, IN_TEST="1"), patch.object(sys, "path", sys.path[:]), matplotlib.rc_context(), torch.enable_grad():
+    python = patch.dict(os.environ, IN_TEST="1"), patch.object(sys, "path", sys.path[:])
+    with python[0], python[1], matplotlib.rc_context(), torch.enable_grad():
         try: yield
         finally:
-            torch.set_num_threads(threads); torch.set_default_dtype(dtype)
-            pyplot.close("all"); pyplot.switch_backend("agg")
-            sys.modules["__main__"], InteractiveShell._instance = main, None
+            torch.set_num_threads(threads)
+            torch.set_default_dtype(dtype)
+            pyplot.close("all")
+            pyplot.switch_backend("agg")
+            sys.modules["__main__"] = main
+            InteractiveShell._instance = None
             gc.collect()

@@ -95,7 +95,7 @@ def test_ctrl_c_while_training(advlook, photos, tmp_path):
 def test_folder_swap_is_undone():
     "Killed between putting the old report aside and the new one in its place: the next run puts the old one back"
     import tempfile
-    from advlook.core import beside, sweep
+    from advlook.files import beside, sweep
     with tempfile.TemporaryDirectory() as place:
         out = Path(place)/"report"
         dead = subprocess.Popen(["true"]); dead.wait()

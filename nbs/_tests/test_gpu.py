@@ -10,7 +10,10 @@ from advlook.apgd import apgd
 from advlook.attacks import fgsm, pgd
 from advlook.autoattack import autoattack_table
 from advlook.balls import L1, L2, Linf
-from advlook.core import Images, PerImage, answers, describe, image_seeds, predict, scores, to_float, whole_float32
+from advlook.core import answers, predict, scores, to_float, whole_float32
+from advlook.functions import describe
+from advlook.images import Images
+from advlook.noise import PerImage, image_seeds
 from advlook.fab import fab
 from advlook.gradients import loss_grad, vanilla_grad
 from advlook.guided import guided_backprop

@@ -23,11 +23,16 @@ def read(path): return (ROOT/path).read_text(encoding="utf-8")
 def files():
     "What is in the repository, or would be with the next `git add`"
     if not (ROOT/".git").exists(): pytest.skip("not a git repository")
-    names = subprocess.check_output("git ls-files -z --cached --others --exclude-standard".split(), cwd=ROOT, text=True).split("\0")
+    command = "git ls-files -z --cached --others --exclude-standard".split()
+    names = subprocess.check_output(command, cwd=ROOT, text=True).split("\0")
     return sorted({Path(name) for name in names if name and (ROOT/name).is_file()})
 
 
-def notebooks(): return [path for path in files() if path.suffix == ".ipynb" and not (ROOT/path).is_symlink()]
+def notebooks():
+    return [path for path in files() if path.suffix == ".ipynb" and not (ROOT/path).is_symlink()]
+
+
+def cells(path): return json.loads(read(path))["cells"]
 
 
 def test_export_changes_nothing(tmp_path):
@@ -38,15 +43,18 @@ def test_export_changes_nothing(tmp_path):
         shutil.copy(ROOT/path, tmp_path/path, follow_symlinks=False)
     (tmp_path/"advlook").mkdir()
     python("-c", "from nbdev.doclinks import nbdev_export; nbdev_export()", cwd=tmp_path)
-    new, old = ({path.name: path.read_bytes() for path in (root/"advlook").glob("*.py")} for root in (tmp_path, ROOT))
+    modules = lambda root: {path.name: path.read_bytes() for path in (root/"advlook").glob("*.py")}
+    new, old = modules(tmp_path), modules(ROOT)
     assert len(new) > 2
     stale = sorted(name for name in new | old if new.get(name) != old.get(name))
-    assert not stale, f"not what the notebooks export: {stale}; run `nbdev_export`, and delete what no notebook exports"
+    advice = "run `nbdev_export`, and delete what no notebook exports"
+    assert not stale, f"not what the notebooks export: {stale}; {advice}"
 
 
 def test_readme_is_current():
     python("nbs/_sphinx/readme.py", "--check")
-    for command in "pip install . && advlook look", "pip install -e '.[dev]' && pytest": assert command in read("README.md")
+    assert "pip install . && advlook look" in read("README.md")
+    assert "pip install -e '.[dev]' && pytest" in read("README.md")
 
 
 def test_notebooks_are_clean():
@@ -62,11 +70,19 @@ def test_stored_outputs():
     "No errors, and nothing that makes a page slow to open"
     wrong = [f"{path} is over 1 MB" for path in notebooks() if (ROOT/path).stat().st_size > 1e6]
     for path in notebooks():
-        outputs = [(i, out) for i, cell in enumerate(json.loads(read(path))["cells"]) for out in cell.get("outputs", [])]
-        wrong += [f"cell {i} of {path} stores an error" for i, out in outputs if out["output_type"] == "error"]
-        pictures = [(i, len(base64.b64decode("".join(data)))) for i, out in outputs for kind, data in out.get("data", {}).items() if kind in ("image/png", "image/jpeg")]
-        wrong += [f"cell {i} of {path} stores a picture of {size / 1e3:.0f} kB" for i, size in pictures if size > 200e3]
+        for number, cell in enumerate(cells(path)):
+            said = [why for output in cell.get("outputs", []) for why in too_much(output)]
+            wrong += [f"cell {number} of {path} stores {why}" for why in said]
     assert not wrong
+
+
+def too_much(output):
+    "What an output should not hold, in words"
+    if output["output_type"] == "error": yield "an error"
+    for kind, data in output.get("data", {}).items():
+        if kind not in ("image/png", "image/jpeg"): continue
+        size = len(base64.b64decode("".join(data)))
+        if size > 200e3: yield f"a picture of {size / 1e3:.0f} kB"
 
 
 @pytest.mark.parametrize("module", ["advlook.attacks", "advlook.gradients"])
@@ -83,7 +99,13 @@ def test_import_is_light(module):
 
 
 def test_help_needs_no_torch():
-    shown = python("-c", "import sys; sys.modules['torch'] = None; sys.argv = ['advlook', '--help']; from advlook.cli import main; main()")
+    shown = python("-c", """if True:
+        import sys
+        sys.modules['torch'] = None
+        sys.argv = ['advlook', '--help']
+        from advlook.cli import main
+        main()
+    """)
     assert "look" in shown
 
 
@@ -91,31 +113,52 @@ def imported(path):
     "(module, names) of each import, wherever in the file it stands"
     for node in ast.walk(ast.parse(read(path), filename=path)):
         if isinstance(node, ast.Import): yield from ((alias.name, []) for alias in node.names)
-        if isinstance(node, ast.ImportFrom): yield "advlook." * node.level + (node.module or ""), [alias.name for alias in node.names]
+        if isinstance(node, ast.ImportFrom):
+            yield "advlook." * node.level + (node.module or ""), [alias.name for alias in node.names]
 
 
 @pytest.mark.filterwarnings("error")  # a backslash in a docstring, which Python 3.12 complains of
 def test_modules_lean_on_lower_ones():
     "So there are no cycles and chapters can be read in order; nbdev and fastcore stay out of what is installed"
-    sources = [(path, "".join(cell["source"])) for path in notebooks() for cell in json.loads(read(path))["cells"]]
-    place = lambda path: re.match(r"\d\d[a-z]?(?=_)", path.name)[0]   # 03 < 03b < 04
-    number = {name: place(path) for path, source in sources for name in re.findall(r"^#\| *default_exp (\w+)", source)}
+    number = {}   # of each module, as in 03 < 03b < 04
+    for path in notebooks():
+        text = "\n".join("".join(cell["source"]) for cell in cells(path))
+        for name in re.findall(r"^#\| *default_exp (\w+)", text, re.M):
+            number[name] = re.match(r"\d\d[a-z]?(?=_)", path.name)[0]
     for name in number:
         for module, names in imported(f"advlook/{name}.py"):
             top, *rest = module.strip(".").split(".")
             assert top not in ("nbdev", "fastcore", "execnb"), f"advlook/{name}.py imports {module}"
             for used in (rest[:1] or names) if top == "advlook" else []:
-                assert number.get(used, "") < number[name], f"{number[name]}_{name} imports {number[used]}_{used}"
+                lower = number.get(used, "") < number[name]
+                assert lower, f"{number[name]}_{name} imports {number[used]}_{used}"
+
+
+LONGEST_LINE = 120   # characters; the site cuts code at about 95
+
+
+def test_lines_are_short():
+    "Code, tests and messages; a page's prose may run on"
+    scripts = [path for path in files() if path.suffix == ".py" and path.parts[0] != "advlook"]   # that is exported
+    sources = {path: read(path) for path in scripts}
+    for path in notebooks():
+        code = ["".join(cell["source"]) for cell in cells(path) if cell["cell_type"] == "code"]
+        sources[path] = "\n".join(code)
+    lines = [(path, line) for path, text in sources.items() for line in text.splitlines()]
+    long = [f"{path}: {line.strip()[:60]}..." for path, line in lines if len(line) > LONGEST_LINE]
+    assert not long, f"{len(long)} lines are longer than {LONGEST_LINE} characters"
 
 
 def test_top_level():
-    allowed = "nbs advlook settings.ini setup.py README.md index.ipynb .github pyproject.toml MANIFEST.in LICENSE .gitignore .ci"
-    assert {path.parts[0] for path in files()} <= set(allowed.split())
+    allowed = "nbs advlook settings.ini setup.py README.md index.ipynb .github".split()
+    demanded = "pyproject.toml MANIFEST.in LICENSE .gitignore .ci".split()   # by tools
+    assert {path.parts[0] for path in files()} <= {*allowed, *demanded}
 
 
 def test_nothing_private():
     "No paths of somebody's machine and no addresses of package mirrors, in sources or in stored outputs"
-    private = re.compile(r"(?<![\w./~-])/(work|root|tmp|opt|home|Users|mnt)/\w\S*|index[-]url|find[-]links|python[h]osted")
+    folder = r"(?<![\w./~-])/(work|root|tmp|opt|home|Users|mnt)/\w\S*"
+    private = re.compile(rf"{folder}|index[-]url|find[-]links|python[h]osted")
     found = {}
     for path in files():
         data = (ROOT/path).read_bytes()
@@ -126,12 +169,16 @@ def test_nothing_private():
 
 def test_files_are_shared_among_processes():
     "Several files run in a process each, with one thread; a single one in pytest's own, and all with -n 0"
-    env = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")} | dict(PYTEST_XDIST_AUTO_NUM_WORKERS="2")
+    env = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
+    env["PYTEST_XDIST_AUTO_NUM_WORKERS"] = "2"
+    command = [sys.executable, "-m", "pytest", "-k", "top_level or workflows"]
     house, release = "nbs/_tests/test_house.py", "nbs/_tests/test_release.py"
-    def run(*words): return subprocess.run([sys.executable, "-m", "pytest", "-k", "top_level or workflows", *words], cwd=ROOT, env=env, capture_output=True, text=True).stdout
     for words, workers in ((house,), 0), ((house, release), 2), ((house, release, "-n", "0"), 0):
-        said = run(*words)
-        assert ("2 workers" in said) == bool(workers) and f"{len(words[:2])} passed" in said, said
+        said = subprocess.run([*command, *words], cwd=ROOT, env=env, capture_output=True, text=True).stdout
+        assert ("2 workers" in said) == bool(workers), said
+        assert f"{len(words[:2])} passed" in said, said
     if "PYTEST_XDIST_WORKER" in os.environ:
         import torch
-        assert str(torch.get_num_threads()) == os.environ["OMP_NUM_THREADS"] == python("-c", "import os; print(os.environ['OMP_NUM_THREADS'])").strip()
+        threads = os.environ["OMP_NUM_THREADS"]
+        assert str(torch.get_num_threads()) == threads
+        assert python("-c", "import os; print(os.environ['OMP_NUM_THREADS'])").strip() == threads

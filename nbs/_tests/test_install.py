@@ -1,4 +1,7 @@
-"What an editable install hides: is all of it in the wheel, and does README.md's first command work where nothing is installed?"
+"""What an editable install hides
+
+Is all of it in the wheel, and does README.md's first command work where nothing is installed?
+"""
 import os, re, shutil, subprocess, sys, tempfile, time
 from pathlib import Path
 from zipfile import ZipFile
@@ -12,9 +15,11 @@ OURS = "ADVLOOK_DATA HF_HOME IN_TEST MPLBACKEND NB_FLAGS PYTHONPATH TQDM_DISABLE
 
 def run(*command, cwd, **env):
     "Run it as a stranger would, without what our environment tells it; print the time"
-    start, env = time.perf_counter(), {key: value for key, value in os.environ.items() if key not in OURS} | env
-    done = subprocess.run([str(part) for part in command], cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    print(f"{time.perf_counter() - start:6.1f} s  {' '.join(Path(part).name for part in map(str, command))}")
+    start, words = time.perf_counter(), list(map(str, command))
+    env = {key: value for key, value in os.environ.items() if key not in OURS} | env
+    how = dict(stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    done = subprocess.run(words, cwd=cwd, env=env, **how)
+    print(f"{time.perf_counter() - start:6.1f} s  {' '.join(Path(word).name for word in words)}")
     if done.returncode: pytest.fail(done.stdout, pytrace=False)
     return done.stdout
 
@@ -32,11 +37,15 @@ def folder():
 def test_wheel_is_whole(folder):
     run(sys.executable, "-m", "pip", "wheel", "--no-deps", "--wheel-dir", folder, ".", cwd=folder/"clone")
     wheel = ZipFile(next(folder.glob("*.whl")))
-    packed, tracked = ({name for name in names if name.startswith("advlook/")} for names in (wheel.namelist(), map(Path.as_posix, files())))
-    assert packed == tracked and any(name.endswith(".safetensors") for name in packed)
-    about = {name: wheel.read(info).decode() for info in wheel.namelist() for _, name in [info.rsplit("/", 1)] if ".dist-info/" in info}
+    ours = lambda names: {name for name in names if name.startswith("advlook/")}
+    packed = ours(wheel.namelist())
+    assert packed == ours(map(Path.as_posix, files()))
+    assert any(name.endswith(".safetensors") for name in packed)
+    infos = [info for info in wheel.namelist() if ".dist-info/" in info]
+    about = {Path(info).name: wheel.read(info).decode() for info in infos}
     assert "advlook = advlook.cli:main" in about["entry_points.txt"]
-    assert not re.search(r"\]\((?!https?:|#)", about["METADATA"]), "README.md on PyPI links to a file that is not there"
+    dead = re.search(r"\]\((?!https?:|#)", about["METADATA"])
+    assert not dead, "README.md on PyPI links to a file that is not there"
 
 
 def test_readme_command(folder):
@@ -47,4 +56,5 @@ def test_readme_command(folder):
     print(run(commands/"advlook", "look", "--n", "32", cwd=folder, HOME=str(folder)))
     report = folder/"advlook-report"
     for kind in "index.html", "*.csv", "*.json", "*.png": assert any(report.rglob(kind)), f"no {kind} in the report"
-    assert run(commands/"python", "-c", "from importlib.util import find_spec; print(*filter(find_spec, ['nbdev', 'fastcore']))", cwd=folder).strip() == ""
+    found = "from importlib.util import find_spec; print(*filter(find_spec, ['nbdev', 'fastcore']))"
+    assert run(commands/"python", "-c", found, cwd=folder).strip() == ""

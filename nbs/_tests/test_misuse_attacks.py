@@ -12,7 +12,9 @@ from advlook.apgd import apgd
 from advlook.attacks import bim, gradient, make_loss, mi_fgsm, other_classes, pgd, virtual_adversarial
 from advlook.autoattack import autoattack, autoattack_table, stages
 from advlook.balls import L0, L1, L2, Linf
-from advlook.core import Images, PerImage
+from advlook.functions import takes
+from advlook.images import Images
+from advlook.noise import PerImage
 from advlook.fab import fab, to_plane
 from advlook.minimal import cw, deepfool
 from advlook.sparse import jsma, one_pixel
@@ -40,7 +42,7 @@ NEED_NONE = {"square", "one_pixel"}   # no gradient
 
 def run(name, model, x, y=None, **more):
     "The attack with noise of each image's own"
-    drawn = dict(generator=PerImage(range(len(x)))) if core.takes(ATTACKS[name], "generator") else {}
+    drawn = dict(generator=PerImage(range(len(x)))) if takes(ATTACKS[name], "generator") else {}
     return ATTACKS[name](model, x, y, **drawn, **more)
 
 
@@ -346,7 +348,7 @@ def test_autoattack_of_one_class_none_and_nan(images):
     with pytest.raises(ValueError, match="single logit|1 score"): autoattack(Linear(1), images, y)
     assert autoattack(Linear(), images[:0]).shape == (0, 3, 8, 8)
     table, stands = autoattack_table(Linear(), Images(images[:0], y[:0]))
-    assert len(stands) == 0 and table.standing.tolist() == [0] * 5
+    assert len(stands) == 0 and table.survivors.tolist() == [0] * 5
     with pytest.raises(ValueError, match="NaN"): autoattack(Linear(after=lambda z: z * math.nan), images, y)
 
 

@@ -8,7 +8,7 @@ nbclient = pytest.importorskip("nbclient", reason="nbclient runs notebooks")
 
 SLOW = """
 import time
-from advlook.core import progress
+from advlook.functions import progress
 for i in progress(range(2), "outer"):
     for j in progress(range(8), "inner"): time.sleep(0.2)
 bar = progress(range(3), "short")

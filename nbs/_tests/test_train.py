@@ -18,7 +18,7 @@ import os, sys, time, torch
 from functools import partial
 from accelerate import PartialState
 from torch import nn
-from advlook.core import Images
+from advlook.images import Images
 from advlook.objectives import make_objective
 from advlook.train import fit
 out, norm, epochs, pause = sys.argv[1], sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
@@ -102,7 +102,7 @@ OWN_MINDS = """
 import os, sys, torch
 from accelerate import PartialState
 from torch import nn
-from advlook.core import Images
+from advlook.images import Images
 from advlook.train import fit
 rank = int(os.environ["RANK"])
 torch.manual_seed(rank)

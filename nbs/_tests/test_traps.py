@@ -12,7 +12,9 @@ from advlook.apgd import apgd
 from advlook.attacks import LOSSES, bim, fgsm, gradient, mi_fgsm, pgd, virtual_adversarial
 from advlook.autoattack import autoattack, stages
 from advlook.balls import L0, L1, L2, Linf, into
-from advlook.core import Images, PerImage, predict, to_float
+from advlook.core import predict, to_float
+from advlook.images import Images
+from advlook.noise import PerImage
 from advlook.data import example_images
 from advlook.fab import fab
 from advlook.minimal import cw, deepfool

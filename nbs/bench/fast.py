@@ -53,7 +53,7 @@ def main():
     units = advlook.standin.computes_bfloat16(torch.device("cpu"))
     rows = Rows(RESULTS / "fast", COLUMNS, COLUMNS[:5])
     for name, seeds in bundled().items():
-        rows.begin(name, dict(n=args.n, block=args.block, eps=args.eps, steps=args.steps, seed=args.seed, units=units), ["core", "balls", "attacks", "standin", "robustness"], ["timm"], args.again)
+        rows.begin(name, dict(n=args.n, block=args.block, eps=args.eps, steps=args.steps, seed=args.seed, units=units), ["core", "noise", "functions", "balls", "attacks", "standin", "robustness"], ["timm"], args.again)
         for seed in seeds:
             with patch.object(advlook.standin, "computes_bfloat16", lambda device: True):
                 for model_name, model in load_trio(name, seed).items():

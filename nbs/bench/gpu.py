@@ -77,7 +77,7 @@ def main():
     start = time.perf_counter()
     found = dict(accuracy=accuracy(model, test), robust_accuracy=robust_accuracy(model, test, partial(pgd, ball=ball, steps=args.steps, restarts=args.restarts), ball, seed=args.seed))
     told = dict(command=" ".join(["python nbs/bench/gpu.py", *sys.argv[1:]]), images_a_second=images_a_second, minutes=history.seconds.sum() / 60, **found, evaluation_minutes=(time.perf_counter() - start) / 60, images=[len(train), len(test)], attack=f"PGD-{args.steps}-{args.restarts}", epochs=args.epochs, seed=args.seed,
-                device=torch.cuda.get_device_name() if args.device.startswith("cuda") else processor(), date=time.strftime("%Y-%m-%d"), versions=versions("timm"), code={m: fingerprint(m) for m in ("core", "train", "objectives", "attacks", "robustness")})
+                device=torch.cuda.get_device_name() if args.device.startswith("cuda") else processor(), date=time.strftime("%Y-%m-%d"), versions=versions("timm"), code={m: fingerprint(m) for m in ("core", "noise", "functions", "train", "objectives", "attacks", "robustness")})
     args.out.write_text(json.dumps(told, indent=1) + "\n")
     print(json.dumps(told, indent=1))
 

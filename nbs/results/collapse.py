@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from advlook.core import atomic
-from advlook.report import versions
+from advlook.files import atomic
+from advlook.files import versions
 from advlook.watch import write_csv
 
 HERE = Path(__file__).parent

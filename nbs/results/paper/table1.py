@@ -16,7 +16,7 @@ from advlook.attacks import pgd
 from advlook.balls import Linf
 from advlook.core import scores
 from advlook.data import load_images
-from advlook.report import versions
+from advlook.files import versions
 from advlook.robustness import survives
 from advlook.sources import open_model
 from advlook.zoo import bundled, bundled_runs, manifest
