@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .core import Images, check_classes, check_images, check_labels, scores
+from .core import scores
+from .images import Images, check_classes, check_images, check_labels
 from .data import to_labels
 
 # %% ../nbs/05b_accept.ipynb #488e78fd

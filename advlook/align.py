@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from .classes import describe_mapping, distinct, imagenet_classes, match_classes, match_names, normalized, numbered
 from .classfiles import read_classes
-from .core import Images, count_classes, device_of, logits
+from .core import count_classes, device_of, logits
+from .images import Images
 from .preparation import carry_over
 
 # %% ../nbs/07c_align.ipynb #02c7c808

@@ -15,9 +15,11 @@ from torch import nn
 
 from .accept import accept_images, accept_models
 from .callables import accept_transforms
-from .core import (PerImage, batches, check_classes, device_of, image_seeds, progress, scores, seeded, takes,
-                          to_float)
+from .core import batches, device_of, scores, to_float
 from .data import Images
+from .functions import progress, takes
+from .images import check_classes
+from .noise import PerImage, image_seeds, seeded
 from .show import fill_between
 from .transforms import GaussianBlur, MedianFilter, ReverseColors
 

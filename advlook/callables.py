@@ -17,7 +17,7 @@ from importlib import import_module
 import numpy as np
 
 from .accept import check_name
-from .core import describe
+from .functions import describe
 
 # %% ../nbs/05c_callables.ipynb #f2093a18
 def accept_functions(

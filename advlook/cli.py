@@ -8,7 +8,6 @@ __all__ = ['app', 'parse_model', 'open_models', 'common_preparation', 'default_l
 
 # %% ../nbs/63_cli.ipynb #28ec1c5c
 import errno
-import hashlib
 import json
 import os
 import shlex
@@ -110,7 +109,8 @@ def look(
     "Measure what models look at, print a table, and write a report with figures"
     if n < 1: raise ValueError(f"--n is the number of images, at least 1, but it is {n}")
     from advlook.choices import find_attack, make_ball, named_functions, numbers
-    from advlook.report import report, whole_folder
+    from advlook.files import whole_folder
+    from advlook.report import report
     ball, said = make_ball(norm, eps), public_command(sys.argv[1:])
     chosen = dict(attack=attack and find_attack(attack, ball), attributions=named_functions("--attribution", attribution, 3),
                   transforms=named_functions("--transform", transform, 1))
@@ -235,7 +235,7 @@ def _loaded(data: str, size: int | None, probe: int | None, seed: int) -> tuple:
     "Images to train on, to probe with (or None), to test on (or None); what is to be said of the latter"
     from dataclasses import replace
     from advlook.data import load_images
-    from advlook.train import class_names, renumbered
+    from advlook.batches import class_names, renumbered
     from advlook.watch import apart, hold_out
     images, test = load_images(data, "train", size=size), load_images(data, "test", size=size)
     if images.y is None or test.y is None: raise _unlabelled(data)
@@ -256,7 +256,7 @@ def _streamed(data: str, size: int | None, probe: int | None, augment: bool, lea
     from functools import partial
     from advlook.data import load_images
     from advlook.stream import Stream, is_split, some_photos
-    from advlook.train import renumbered
+    from advlook.batches import renumbered
     from advlook.watch import among
     probe, lanes = 500 if probe is None else probe, math.lcm(8, int(os.environ.get("WORLD_SIZE", 1)))
     made = partial(Stream, data, "train", size, augment, least, jitter, lanes=lanes)
@@ -295,7 +295,7 @@ def _write_manifest(out, data, images, test, said_of_test, options, augment, his
     import torch
     from advlook.attacks import pgd
     from advlook.data import content_hash, local_folder
-    from advlook.report import versions
+    from advlook.files import digest as digest_of, versions
     from advlook.robustness import accuracy, robust_accuracy
     from advlook.watch import NO_TEST
     from advlook.saved import load_checkpoint
@@ -313,7 +313,7 @@ def _write_manifest(out, data, images, test, said_of_test, options, augment, his
     told = dict(command=" ".join(["advlook train", Path(data).name, *(f"--{k.replace('_', '-')} {shlex.quote(str(v))}" for k, v in options.items()), *([] if augment else ["--no-augment"]), *(["--stream"] if streamed else []), f"--out {out.name}"]),
                 data=about,
                 **options | dict(augment=augment, precision=precision), device=_hardware(device), processes=int(os.environ.get("WORLD_SIZE", 1)), threads=torch.get_num_threads(), versions=versions(), attack=f"PGD-10, {type(ball).__name__.replace('L', 'l_')}, eps {radius}",
-                metrics={k: round(v, 4) for k, v in metrics.items()}, sha256=digest, initial_sha256=hashlib.sha256((out / "initial.safetensors").read_bytes()).hexdigest(), history=[{k: v for k, v in row.items() if v == v} for row in history.round(4).to_dict("records")])
+                metrics={k: round(v, 4) for k, v in metrics.items()}, sha256=digest, initial_sha256=digest_of((out / "initial.safetensors").read_bytes()), history=[{k: v for k, v in row.items() if v == v} for row in history.round(4).to_dict("records")])
     _write_json(out / "manifest.json", told)
     print("  ".join(f"{k} {v:.4f}" for k, v in metrics.items()) or said_of_test)
 
@@ -351,7 +351,8 @@ def evaluate(
     from advlook.autoattack import autoattack_table
     from advlook.choices import find_attack, make_ball, usual_eps
     from advlook.align import align_classes
-    from advlook.core import describe, predict
+    from advlook.core import predict
+    from advlook.functions import describe
     from advlook.robustness import crafted_on, survives
     from advlook.standin import StandIn
     ball = make_ball(norm, eps)
@@ -426,7 +427,7 @@ def _trained(model: str) -> tuple["nn.Module", dict]:
 
 
 def _write_json(file: Path, told: dict) -> None:
-    from advlook.core import atomic
+    from advlook.files import atomic
     with atomic(file) as part: part.write_text(json.dumps(told, indent=1) + "\n")
 
 # %% ../nbs/63_cli.ipynb #24793ab6

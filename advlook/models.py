@@ -14,7 +14,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .core import frozen, seeded
+from .core import frozen
+from .noise import seeded
 from .preparation import check_preparation, with_normalization
 
 # %% ../nbs/05_models.ipynb #a3661e06

@@ -6,7 +6,6 @@
 __all__ = ['save_model', 'load_checkpoint', 'checked_options', 'prepared']
 
 # %% ../nbs/06c_saved.ipynb #3c962275
-import hashlib
 import json
 from functools import cache
 from pathlib import Path
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .checkpoints import read_weights
-from .core import atomic
+from .files import atomic, digest
 from .fitting import ODD, align, fit_weights, fitness, or_nearest, shapes_of
 from .models import _try_size, create_model, find_architecture
 from .preparation import check_preparation, set_preparation
@@ -32,7 +31,7 @@ def save_model(
     tensors = {k: _compact(v.detach().cpu()).contiguous() for k, v in model.state_dict().items()}
     about = {"advlook": json.dumps(dict(architecture=model.architecture, class_names=class_names))}   # one entry: safetensors shuffles several
     with atomic(path) as part: part.write_bytes(save(tensors, about))   # an OSError, not safetensors' own, where it can't be written
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    return digest(Path(path).read_bytes())
 
 
 def _compact(v: Tensor) -> Tensor:
