@@ -19,7 +19,8 @@ from advlook.core import predict, scores
 from advlook.data import load_images
 from advlook.files import versions
 from advlook.robustness import survives
-from advlook.zoo import bundled, bundled_runs, manifest, open_model
+from advlook.sources import open_model
+from advlook.zoo import bundled, bundled_runs, manifest
 
 HERE = Path(__file__).parent
 RADII = 0.005, 0.01
