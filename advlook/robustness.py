@@ -18,14 +18,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .accept import accept_images, accept_labels, accept_model, accept_models, answers_to
-from .attacks import LOSSES, gradient, pgd
+from .accept import (accept_images, accept_labels, accept_model, accept_models,
+                            answers_to)
+from .attacks import pgd
 from .balls import L0, L1, L2, Linf, inside, per_image
 from .core import NoAnswer, device_of, dtype_of, frozen, predict, scores, to_float
 from .functions import describe, in_batches, progress, takes, with_gradients
 from .images import Images, check_classes
-from .judge import (BROKEN, FELL, OUTSIDE, check_ball, complain, craft, errs, hand_over, judge, looks_for_smallest,
-                           told)
+from .judge import (BROKEN, FELL, OUTSIDE, check_ball, complain, craft, errs, hand_over,
+                           judge, looks_for_smallest, told)
+from .losses import LOSSES
+from .passes import gradient
 from .square import square
 from .standin import standin
 
@@ -307,7 +310,7 @@ def _stands(model, images, attack, ball, batch_size, seed, said: list[str]) -> T
 
 def _random_answers(model, images, z, batch_size) -> list[str]:
     differ = (z != scores(model, images.x, batch_size)).any(1).float().mean().item()
-    return [f"The model answers {differ:.0%} of the images differently the second time: an attack on single answers proves nothing; use autoattack(version=\"rand\"), or attack attacks.Expectation(model)."] if differ else []
+    return [f"The model answers {differ:.0%} of the images differently the second time: an attack on single answers proves nothing; use autoattack(version=\"rand\"), or attack variants.Expectation(model)."] if differ else []
 
 
 def _probabilities(z: Tensor) -> list[str]:
