@@ -235,7 +235,7 @@ def _loaded(data: str, size: int | None, probe: int | None, seed: int) -> tuple:
     "Images to train on, to probe with (or None), to test on (or None); what is to be said of the latter"
     from dataclasses import replace
     from advlook.data import load_images
-    from advlook.train import class_names, renumbered
+    from advlook.batches import class_names, renumbered
     from advlook.watch import apart, hold_out
     images, test = load_images(data, "train", size=size), load_images(data, "test", size=size)
     if images.y is None or test.y is None: raise _unlabelled(data)
@@ -256,7 +256,7 @@ def _streamed(data: str, size: int | None, probe: int | None, augment: bool, lea
     from functools import partial
     from advlook.data import load_images
     from advlook.stream import Stream, is_split, some_photos
-    from advlook.train import renumbered
+    from advlook.batches import renumbered
     from advlook.watch import among
     probe, lanes = 500 if probe is None else probe, math.lcm(8, int(os.environ.get("WORLD_SIZE", 1)))
     made = partial(Stream, data, "train", size, augment, least, jitter, lanes=lanes)

@@ -28,7 +28,7 @@ from .layouts import tell_left_out
 from .noise import image_seeds
 from .photos import decode, open_photo
 from .tables import choose_split, column_values, find_tables, quiet_datasets
-from .train import ahead
+from .batches import ahead
 
 if TYPE_CHECKING: from PIL.Image import Image
 

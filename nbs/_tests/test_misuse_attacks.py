@@ -351,7 +351,7 @@ def test_autoattack_of_one_class_none_and_nan(images):
     with pytest.raises(ValueError, match="single logit|1 score"): autoattack(Linear(1), images, y)
     assert autoattack(Linear(), images[:0]).shape == (0, 3, 8, 8)
     table, stands = autoattack_table(Linear(), Images(images[:0], y[:0]))
-    assert len(stands) == 0 and table.standing.tolist() == [0] * 5
+    assert len(stands) == 0 and table.survivors.tolist() == [0] * 5
     with pytest.raises(ValueError, match="NaN"): autoattack(Linear(after=lambda z: z * math.nan), images, y)
 
 

@@ -21,7 +21,7 @@ from advlook.robustness import accuracy
 from advlook.scales import band_noise
 from advlook.train import fit
 
-LOOKS = {"Vanilla Grad": vanilla_grad, "Loss Grad": loss_grad, "Margin Grad": margin_grad, "Guided Backprop": guided_backprop}
+ATTRIBUTIONS = {"Vanilla Grad": vanilla_grad, "Loss Grad": loss_grad, "Margin Grad": margin_grad, "Guided Backprop": guided_backprop}
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("--train", type=int, default=2000, help="images to train on")
 parser.add_argument("--epochs", type=int, default=2)
@@ -37,9 +37,9 @@ for wavelength in (2, 4, 8, 16):
         model = create_model("resnet8", 4, args.seed, 64)
         if objective: fit(model, band_noise(args.train, wavelength, seed=args.seed), objective=make_objective(objective, args.eps / 255), epochs=args.epochs, batch_size=32, learning_rate=0.1, augment=False, seed=args.seed)
         right = accuracy(model.eval(), test)
-        for look, attribution in LOOKS.items():
-            maps = in_batches(attribution, model, test.x, test.y)
-            rows.append(dict(wavelength=wavelength, model=name, attribution=look, accuracy=right) | interval(look_scale(maps))._asdict())
-        print(f"{time.time() - start:.0f} s: {wavelength} pixels, {name}: accuracy {right:.3f}, " + ", ".join(f"{r['attribution']} {r['mean']:.2f}" for r in rows[-len(LOOKS):]), flush=True)
+        for attribution, function in ATTRIBUTIONS.items():
+            maps = in_batches(function, model, test.x, test.y)
+            rows.append(dict(wavelength=wavelength, model=name, attribution=attribution, accuracy=right) | interval(look_scale(maps))._asdict())
+        print(f"{time.time() - start:.0f} s: {wavelength} pixels, {name}: accuracy {right:.3f}, " + ", ".join(f"{r['attribution']} {r['mean']:.2f}" for r in rows[-len(ATTRIBUTIONS):]), flush=True)
 pd.DataFrame(rows).rename(columns={"mean": "measured"}).round(4).to_csv(here / "calibration.csv", index=False)
 (here / "calibration.json").write_text(json.dumps(dict(command="python nbs/results/scales/calibrate.py", settings=vars(args), architecture="resnet8", threads=torch.get_num_threads(), versions=versions()), indent=1) + "\n")
