@@ -16,7 +16,7 @@ from advlook.data import load_images
 from advlook.objectives import make_objective
 from advlook.train import fit
 from advlook.watch import hold_out, print_row, watch
-from advlook.zoo import open_model
+from advlook.sources import open_model
 from collapse import keep
 
 HOW = dict(epochs=16, batch_size=128, learning_rate=0.05, augment=False, seed=0)

@@ -18,7 +18,8 @@ from advlook.core import scores
 from advlook.data import load_images
 from advlook.files import versions
 from advlook.robustness import survives
-from advlook.zoo import bundled, bundled_runs, manifest, open_model
+from advlook.sources import open_model
+from advlook.zoo import bundled, bundled_runs, manifest
 
 HERE, RADII = Path(__file__).parent, (0.005, 0.01)
 COLUMNS = ["set", "data", "arch", "model", "seed", "metric", "eps", "n", "value", "weights"]   # the last: of which file, the begin of its SHA-256
