@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from importlib import import_module
 
-from .accept import check_signature, find_function, near
+from .callables import check_signature, find_function, near
 
 # %% ../nbs/62b_choices.ipynb #e49cdf80
 def number(text: str) -> float:
