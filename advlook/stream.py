@@ -29,7 +29,7 @@ from .noise import image_seeds
 from .photos import decode, open_photo
 from .splits import list_photos, open_split, to_labels
 from .tables import choose_split, column_values, find_tables, quiet_datasets
-from .train import ahead
+from .batches import ahead
 
 if TYPE_CHECKING: from PIL.Image import Image
 

@@ -27,7 +27,7 @@ from .images import Images
 from .noise import seeded
 from .objectives import buffers_kept, crafted, training_attack, training_setting
 from .robustness import accuracy, robust_accuracy
-from .train import labelled
+from .batches import labelled
 
 if TYPE_CHECKING:
     import pandas as pd

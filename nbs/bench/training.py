@@ -15,15 +15,16 @@ import torch
 import torch.nn.functional as F
 from accelerate import PartialState
 
+from advlook.batches import batches
 from advlook.core import to_float
 from advlook.data import load_images
 from advlook.models import create_model
 from advlook.objectives import make_objective
-from advlook.train import batches, fast_precision, fit
+from advlook.train import fast_precision, fit
 from common import RESULTS, Rows
 
 EPS, BATCH = 4/255, 256
-USED = ["core", "noise", "functions", "attacks", "balls", "train", "objectives"]
+USED = ["core", "noise", "functions", "attacks", "balls", "batches", "runs", "train", "objectives"]
 COLUMNS = ["part", "contender", "objective", "precision", "block", "n", "seconds", "cpu"]
 
 
