@@ -16,12 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from .accept import accept_images, accept_labels, accept_model, answers_to
-from .attacks import LOSSES, gradient, pgd
+from .attacks import pgd
 from .balls import L0, L1, L2, Linf
 from .core import NoAnswer, frozen, scores
 from .functions import in_batches, takes
 from .images import Images, check_classes
 from .judge import check_ball, is_minimal, uncounted, with_ball
+from .losses import LOSSES
+from .passes import gradient
 from .robustness import evaluate_attack, share_of
 from .square import square
 
@@ -84,7 +86,7 @@ def _stands(model, images, attack, ball, batch_size, seed, said: list[str]) -> T
 
 def _random_answers(model, images, z, batch_size) -> list[str]:
     differ = (z != scores(model, images.x, batch_size)).any(1).float().mean().item()
-    return [f"The model answers {differ:.0%} of the images differently the second time: an attack on single answers proves nothing; use autoattack(version=\"rand\"), or attack attacks.Expectation(model)."] if differ else []
+    return [f"The model answers {differ:.0%} of the images differently the second time: an attack on single answers proves nothing; use autoattack(version=\"rand\"), or attack variants.Expectation(model)."] if differ else []
 
 
 def _probabilities(z: Tensor) -> list[str]:

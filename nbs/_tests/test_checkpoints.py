@@ -9,8 +9,10 @@ from torch import nn
 
 from advlook import checkpoints, fitting
 from advlook.checkpoints import read_weights
-from advlook.models import create_model, set_preparation
-from advlook.zoo import load_checkpoint, open_model, save_model
+from advlook.models import create_model
+from advlook.preparation import set_preparation
+from advlook.saved import load_checkpoint, save_model
+from advlook.sources import open_model
 
 
 def name(module, thing): return f"c{module}\n{thing}\n".encode()
@@ -239,7 +241,7 @@ def test_hub(hub):
     endpoint, home = hub
     program = """if True:
         import sys
-        from advlook.zoo import open_model
+        from advlook.sources import open_model
         for spec in sys.argv[1:]:
             try: print(spec, "opened", open_model(spec).architecture["name"])
             except (ValueError, ConnectionError) as error: print(type(error).__name__, error)"""
