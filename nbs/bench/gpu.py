@@ -18,7 +18,7 @@ from torch import nn
 from advlook.attacks import pgd
 from advlook.balls import Linf
 from advlook.data import CATALOG, load_images
-from advlook.models import with_normalization
+from advlook.preparation import with_normalization
 from advlook.objectives import make_objective
 from advlook.robustness import accuracy, robust_accuracy
 from advlook.parallel import fast_precision
