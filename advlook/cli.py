@@ -76,7 +76,7 @@ def look(
     if n < 1: raise ValueError(f"--n is the number of images, at least 1, but it is {n}")
     from advlook.choices import choose_device, find_attack, make_ball, named_functions, numbers
     from advlook.files import whole_folder
-    from advlook.inputs import asked_for, default_look
+    from advlook.arguments import asked_for, default_look
     from advlook.report import report
     ball = make_ball(norm, eps)
     functions = dict(attack=attack and find_attack(attack, ball),
@@ -106,7 +106,7 @@ def public_command(words: list[str]) -> str:
 
 def _public(option: str, word: str) -> str:
     "What is said to an option; of a path its end"
-    from advlook.zoo import public_spec
+    from advlook.sources import public_spec
     if option in ("--data", "--out", "--classes"): return Path(word).name
     if option != "--models" or "=" not in word: return word
     name, _, spec = word.partition("=")

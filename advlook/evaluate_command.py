@@ -46,7 +46,7 @@ def evaluate(
     "Accuracy, robust accuracy and defense rate of a model"
     import torch
     from advlook.choices import choose_device, make_ball, usual_eps
-    from advlook.classes import align_classes
+    from advlook.align import align_classes
     from advlook.core import predict
     from advlook.manifest import hardware, remember
     from advlook.robustness import survives
@@ -89,7 +89,7 @@ def _attack_for(attack: str, ball, **options):
 def _opened(model: str) -> tuple["nn.Module", dict]:
     "A model, and its manifest if it is a folder of `advlook train`"
     from advlook.manifest import WEIGHTS, read_manifest
-    from advlook.zoo import open_model
+    from advlook.sources import open_model
     if not Path(model).is_dir(): return open_model(model), {}
     told = read_manifest(Path(model))
     return open_model(str(Path(model) / WEIGHTS)), told
@@ -97,7 +97,7 @@ def _opened(model: str) -> tuple["nn.Module", dict]:
 
 def _images_for(model: str, net: "nn.Module", told: dict, data: str | None, n: int | None, seed: int) -> "Images":
     "The images that were asked for, else those that the model's training left for this. ValueError without labels"
-    from advlook.inputs import open_images
+    from advlook.arguments import open_images
     from advlook.manifest import split_off_before, trained_on
     data = data or trained_on(model, told)
     images = split_off_before(data, told, n, seed) or open_images(data, n, seed, {"model": net})

@@ -18,19 +18,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .accept import accept_functions, accept_transforms, error_line
+from .callables import accept_functions, accept_transforms, error_line
 from .attacks import pgd
 from .balls import Linf
 from .benchmark import benchmark, paper_transforms, untouched
 from .core import count_classes, predict, to_float
 from .filters import kernel_statistics
+from .flags import attack_flags
 from .functions import call, in_batches, progress
 from .gradients import loss_grad, vanilla_grad
 from .guided import guided_backprop
 from .images import Images
 from .lookscale import compare, look_scales, shared_images, summarize
 from .models import IMAGENET
-from .robustness import attack_flags, survives
+from .robustness import survives
 
 if TYPE_CHECKING: import pandas as pd
 

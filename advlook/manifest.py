@@ -18,14 +18,16 @@ from typing import TYPE_CHECKING
 import torch
 
 from .attacks import pgd
-from .data import CATALOG, choose, content_hash, local_folder
+from .catalog import CATALOG, local_folder
+from .data import content_hash
 from .files import atomic, digest, versions
 from .images import Images
 from .robustness import accuracy, robust_accuracy
 from .scales import MADE
-from .splits import Split, load_split, stream_split
+from .splits import choose
+from .trainset import Split, load_split, stream_split
 from .watch import NO_TEST
-from .zoo import load_checkpoint
+from .saved import load_checkpoint
 
 if TYPE_CHECKING: import pandas as pd
 

@@ -12,10 +12,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from .attacks import (FAR, ask, check_finite, check_rivals, differentiable, fooled, gradient, make_loss,
-                             other_classes, prepare, slope)
 from .balls import L2, Linf, per_image
+from .core import ask
 from .functions import progress
+from .losses import FAR, check_rivals, fooled, make_loss, other_classes
+from .passes import check_finite, differentiable, gradient, prepare, slope
 
 # %% ../nbs/12_minimal.ipynb #5fda32ba
 def to_boundary(
@@ -105,10 +106,10 @@ def cw(
     x, y = prepare(model, x, y, targeted)
     if not len(x): return x.clone()
     climb = make_loss("margin", targeted)
-    z, margin, g = gradient(model, x, y, climb, "C&W, at the start")
+    z, lead, g = gradient(model, x, y, climb, "C&W, at the start")
     check_rivals(z, y, targeted)
-    c = 4 * (confidence - margin) / g.flatten(1).square().sum(1).clamp_min(1e-9) if const is None else torch.full_like(margin, const)
-    todo, result, length = ~(fooled(z, y, targeted) & (margin >= confidence)) & (ball.eps > 0), x.clone(), torch.full_like(margin, torch.inf)
+    c = 4 * (confidence - lead) / g.flatten(1).square().sum(1).clamp_min(1e-9) if const is None else torch.full_like(lead, const)
+    todo, result, length = ~(fooled(z, y, targeted) & (lead >= confidence)) & (ball.eps > 0), x.clone(), torch.full_like(lead, torch.inf)
     low, high = torch.zeros_like(c), torch.full_like(c, torch.inf)
     for _ in progress(range(rounds), "cw"):
         i = todo.nonzero().flatten()
@@ -140,11 +141,11 @@ def _descend(model, x, y, c, climb, ball, steps, confidence, lr, patience, stop)
     lowest, then = length.clone(), length.clone()
     for step in range(1, steps + 1):
         x_adv = (low + (high - low) * ((w.tanh() + 1) / 2)).clamp(0, 1).to(x.dtype)
-        _, margin, g = gradient(model, x_adv, y, climb, f"C&W, step {step}")
-        d, missing = (x_adv - x).to(w.dtype), (confidence - margin).clamp_min(0)
+        _, lead, g = gradient(model, x_adv, y, climb, f"C&W, step {step}")
+        d, missing = (x_adv - x).to(w.dtype), (confidence - lead).clamp_min(0)
         far = ball.norm(d).to(c.dtype)
-        told = _confirmed(stop, (margin > confidence) & (far <= ball.eps), x_adv, y)
-        new = told | (margin > confidence) & (far < length[index])
+        told = _confirmed(stop, (lead > confidence) & (far <= ball.eps), x_adv, y)
+        new = told | (lead > confidence) & (far < length[index])
         result[index[new]], length[index[new]], fell[index[told]] = x_adv[new], far[new], True
         lowest, stay = torch.minimum(lowest, far * far + c * missing), ~told
         if step % patience == 1 % patience: then, stay = lowest.clone(), stay & (lowest < 0.9999 * then)

@@ -16,7 +16,7 @@ from typer import Argument, Option
 
 if TYPE_CHECKING:
     from torch import nn
-    from advlook.splits import Split
+    from advlook.trainset import Split
 
 # %% ../nbs/62d_train_command.ipynb #cbb40f31
 def train(
@@ -77,7 +77,7 @@ def train(
     from accelerate import PartialState
     from advlook.choices import choose_device, usual_eps
     from advlook.objectives import make_objective
-    from advlook.splits import load_split, stream_split
+    from advlook.trainset import load_split, stream_split
     from advlook.train import fit
     _check_together(stream, least, jitter, until, probe, on_collapse)
     if threads: torch.set_num_threads(threads)
@@ -90,9 +90,10 @@ def train(
     model = _new_model(arch, data, split, seed, out)
     watched = _watched(split, goal, ball, seed, on_collapse=on_collapse, patience=patience, until=until)
     history = fit(
-        model, split.train, split.test, goal, epochs, batch_size, learning_rate, momentum, weight_decay,
-        schedule, augment, seed, out, precision, device, log=_listeners(out, tensorboard),
-        accumulate=accumulate, ema=ema, watch=watched, save_every=save_every)
+        model, split.train, split.test, goal, epochs=epochs, batch_size=batch_size,
+        learning_rate=learning_rate, momentum=momentum, weight_decay=weight_decay, schedule=schedule,
+        augment=augment, seed=seed, out=out, precision=precision, device=device, accumulate=accumulate,
+        ema=ema, save_every=save_every, watch=watched, log=_listeners(out, tensorboard))
     PartialState().destroy_process_group()   # of several processes; else one that ends may be aborted by its own threads
     if not is_first_process(): return
     options |= dict(eps=usual_eps(norm, eps), probe=len(split.probe or ()))
@@ -128,11 +129,11 @@ def is_first_process() -> bool:
 # %% ../nbs/62d_train_command.ipynb #506a90e3
 def _new_model(arch: str, data: str, split: "Split", seed: int, out: Path) -> "nn.Module":
     "A model for these images. Its initial weights are written, unless a run goes on"
-    from advlook.data import CATALOG
+    from advlook.catalog import CATALOG
     from advlook.images import Images
     from advlook.manifest import INITIAL
     from advlook.models import create_model
-    from advlook.zoo import save_model
+    from advlook.saved import save_model
     entry, names = CATALOG.get(data, {}), split.train.names
     side = (split.test or split.train).x.shape[-1] if isinstance(split.train, Images) else split.train.size
     model = create_model(arch, len(names), seed, side, entry.get("mean"), entry.get("std"))
@@ -162,8 +163,8 @@ def _keep(model: "nn.Module", split: "Split", history, options: dict) -> None:
     "Weights and manifest; the scores are printed"
     from advlook.choices import choose_device, make_ball
     from advlook.manifest import WEIGHTS, told_options, training_command, write_manifest
-    from advlook.train import fast_precision
-    from advlook.zoo import save_model
+    from advlook.parallel import fast_precision
+    from advlook.saved import save_model
     out, data, device = options["out"], options["data"], choose_device(options["device"])
     save_model(model, out / WEIGHTS, split.train.names)
     usual = {name: option.default for name, option in inspect.signature(train).parameters.items()}

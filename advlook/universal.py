@@ -12,11 +12,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from .attacks import gradient, make_loss
 from .balls import Linf
 from .core import device_of, frozen, predict, to_float
 from .functions import progress
 from .images import Images, check_images, check_labels
+from .losses import make_loss
+from .passes import gradient
 
 # %% ../nbs/18_universal.ipynb #fe1dcb62
 class Universal:
@@ -40,7 +41,7 @@ def universal(
     epochs: int = 10,  # passes over the images
     batch_size: int = 50,
     step_size: float | None = None,  # None: eps / 4
-    loss: str | Callable = "ce",  # a name in `attacks.LOSSES`, or (logits [N,K], y [N]) -> [N]
+    loss: str | Callable = "ce",  # a name in `losses.LOSSES`, or (logits [N,K], y [N]) -> [N]
     clamp: float = 9.0,  # an image's loss counts up to here
     seed: int = 0,  # of the order of the images
 ) -> Universal:  # an attack, with its `.perturbation` [1,C,H,W]

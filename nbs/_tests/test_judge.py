@@ -16,11 +16,12 @@ from advlook.attacks import pgd
 from advlook.balls import L0, L1, L2, Linf, inside
 from advlook.benchmark import benchmark
 from advlook.core import frozen, predict, scores
+from advlook.curves import robustness_curve, transfer_matrix
+from advlook.flags import attack_flags
 from advlook.images import Images
 from advlook.lookscale import look_scales, shared_images
 from advlook.minimal import deepfool
-from advlook.robustness import (accuracy, attack_flags, correct, defense_rate, robust_accuracy, robustness_curve,
-                                survives, transfer_matrix, worst_case)
+from advlook.robustness import accuracy, correct, defense_rate, robust_accuracy, survives, worst_case
 from advlook.square import square
 
 GENERATOR = torch.Generator().manual_seed(0)

@@ -115,7 +115,7 @@ def our_autoattack(model, x, y, seed, fast):
     def table(clock):
         with patch.object(room, "time", argparse.Namespace(perf_counter=clock)): return room.autoattack_table(model, Images(x, y), BALL, seed=seed, fast=fast)[0]
     cpu = table(lambda: complex(time.process_time(), time.perf_counter()))  # both clocks at once
-    return [(r.attack, complex(r.seconds).imag, complex(r.seconds).real, r.standing) for r in cpu.itertuples() if r.attack != "none"]
+    return [(r.attack, complex(r.seconds).imag, complex(r.seconds).real, r.survivors) for r in cpu.itertuples() if r.attack != "none"]
 
 
 AUTOATTACK = {"official": official, "advlook": partial(our_autoattack, fast=False), "advlook fast": partial(our_autoattack, fast=True)}
@@ -124,11 +124,11 @@ AUTOATTACK = {"official": official, "advlook": partial(our_autoattack, fast=Fals
 
 def contenders(generator):
     "Attacks by name, as far as they are there: (model, x, y)"
-    from advlook import attacks as A
+    from advlook import attacks as A, variants as V
     once = dict(steps=4, generator=generator)
-    some = {"pgd": partial(A.pgd, restarts=2, **once), "mi_fgsm": partial(A.mi_fgsm, **once), "virtual_adversarial": partial(A.virtual_adversarial, generator=generator),
+    some = {"pgd": partial(A.pgd, restarts=2, **once), "mi_fgsm": partial(A.mi_fgsm, **once), "virtual_adversarial": partial(V.virtual_adversarial, generator=generator),
             "pgd l_1": partial(A.pgd, ball=L1(12), **once),
-            "pgd, diverse inputs": lambda m, x, y: A.pgd(A.Diverse(m), x, y, **once), "pgd, 4 answers expected": lambda m, x, y: A.pgd(A.Expectation(m, 4), x, y, steps=2, generator=generator)}
+            "pgd, diverse inputs": lambda m, x, y: A.pgd(V.Diverse(m), x, y, **once), "pgd, 4 answers expected": lambda m, x, y: A.pgd(V.Expectation(m, 4), x, y, steps=2, generator=generator)}
     def add(module, make):
         try: room = __import__(f"advlook.{module}", fromlist=[module])
         except ImportError: return
@@ -192,7 +192,7 @@ def run_pgd(rows, args):
                     stands = PGD[who](model, x[here], y[here])
                     clock, cpu = time.perf_counter() - clock, time.process_time() - cpu
                     stands = stands & (predict(model, x[here]) == y[here])
-                    rows.add(part="pgd", model=name, contender=who, stage="", block=block, n=len(y[here]), seconds=clock, cpu=cpu, standing=int(stands.sum()))
+                    rows.add(part="pgd", model=name, contender=who, stage="", block=block, n=len(y[here]), seconds=clock, cpu=cpu, survivors=int(stands.sum()))
 
 
 def run_autoattack(rows, args):
@@ -209,9 +209,9 @@ def run_autoattack(rows, args):
                     clock, cpu = time.perf_counter(), time.process_time()
                     stages = AUTOATTACK[who](model, x[here], y[here], args.seed)
                     clock, cpu = time.perf_counter() - clock, time.process_time() - cpu
-                    for stage, seconds, processor, standing in stages:
-                        if not rows.has(part="autoattack", model=name, contender=who, stage=stage, block=block): rows.add(part="autoattack", model=name, contender=who, stage=stage, block=block, n=len(y[here]), seconds=seconds, cpu=processor, standing=standing)
-                    rows.add(part="autoattack", model=name, contender=who, stage="all", block=block, n=len(y[here]), seconds=clock, cpu=cpu, standing=stages[-1][3])
+                    for stage, seconds, processor, survivors in stages:
+                        if not rows.has(part="autoattack", model=name, contender=who, stage=stage, block=block): rows.add(part="autoattack", model=name, contender=who, stage=stage, block=block, n=len(y[here]), seconds=seconds, cpu=processor, survivors=survivors)
+                    rows.add(part="autoattack", model=name, contender=who, stage="all", block=block, n=len(y[here]), seconds=clock, cpu=cpu, survivors=stages[-1][3])
 
 
 def run_memory(rows, args):
@@ -243,7 +243,7 @@ def main():
     warnings.filterwarnings("ignore")
     torch.set_num_threads(args.threads)
     if args.memory_of: return measure_memory(args.memory_of, "ADV", args.batch, args.seed, False)
-    rows = Rows(type(RESULTS)(args.out), ["part", "model", "contender", "stage", "block", "n", "seconds", "cpu", "standing", "memory"], ["part", "model", "contender", "stage", "block"])
+    rows = Rows(type(RESULTS)(args.out), ["part", "model", "contender", "stage", "block", "n", "seconds", "cpu", "survivors", "memory"], ["part", "model", "contender", "stage", "block"])
     settings = dict(pgd=dict(n=args.n, block=args.block), autoattack=dict(n=args.aa, block=args.aa_block), memory=dict(batch=args.batch))
     for part, run in dict(pgd=run_pgd, memory=run_memory, autoattack=run_autoattack).items():
         if part not in args.parts: continue

@@ -57,7 +57,7 @@ def images_of(b, name, n, double=False):
     return b.kept[key]
 
 
-def standing(model, x, y):
+def survivors(model, x, y):
     with torch.no_grad(): return int((model(x).argmax(1) == y).sum())
 
 
@@ -113,7 +113,8 @@ class TheirDiversity(nn.Module):
 def diverse(b):
     "Input diversity: the loop behind the peer's own resizing; then ours, by how many stand"
     import torchattacks
-    from advlook.attacks import Diverse, mi_fgsm
+    from advlook.attacks import mi_fgsm
+    from advlook.variants import Diverse
     for name in b.models:
         m, x, y = images_of(b, name, 32, True)
         attack = torchattacks.DIFGSM(m, eps=4/255, alpha=0.4/255, steps=10, decay=1.0)
@@ -123,7 +124,7 @@ def diverse(b):
         m, x, y = images_of(b, name, b.n)
         attack = torchattacks.DIFGSM(m, eps=4/255, alpha=0.4/255, steps=10, decay=1.0)
         torch.manual_seed(b.seed)
-        yield count(standing(m, attack(x, y), y), standing(m, mi_fgsm(Diverse(m, generator=torch.Generator().manual_seed(b.seed)), x, y), y), 0.05, **where | dict(n=len(x)))
+        yield count(survivors(m, attack(x, y), y), survivors(m, mi_fgsm(Diverse(m, generator=torch.Generator().manual_seed(b.seed)), x, y), y), 0.05, **where | dict(n=len(x)))
 
 
 @check("attacks")
@@ -135,7 +136,7 @@ def restarts(b):
         m, x, y = images_of(b, name, b.n)
         torch.manual_seed(b.seed)
         peer = torchattacks.MultiAttack([torchattacks.PGD(m, eps=4/255, alpha=0.5/255, steps=20) for _ in range(2)])(x, y)
-        yield count(standing(m, peer, y), standing(m, pgd(m, x, y, steps=20, step_size=0.5/255, restarts=2, generator=PerImage(image_seeds(b.seed, len(x)))), y), 0.02, n=len(x), peer="torchattacks", attack="pgd", model=name, ball="l_inf", steps=20)
+        yield count(survivors(m, peer, y), survivors(m, pgd(m, x, y, steps=20, step_size=0.5/255, restarts=2, generator=PerImage(image_seeds(b.seed, len(x)))), y), 0.02, n=len(x), peer="torchattacks", attack="pgd", model=name, ball="l_inf", steps=20)
 
 
 # ---- Auto-PGD
@@ -183,7 +184,7 @@ def apgd_iterates(b):
                 where = dict(peer="official", attack=f"apgd {loss}", model=name, ball=kind, n=len(x), steps=25)
                 with torch.no_grad(): compare = stand if loss == "dlr" else torch.ones_like(stand)   # where the true class ranks third, DLR is constant, and the sign of its gradient is rounding
                 if compare.any(): yield pixels(peer[compare], ours[compare], **where | dict(n=int(compare.sum())))
-                yield count(int(stand.sum()), standing(m, ours, y), 0.0, **where)
+                yield count(int(stand.sum()), survivors(m, ours, y), 0.0, **where)
 
 
 @check("apgd")
@@ -198,7 +199,7 @@ def apgd_whole(b):
             attack.attacks_to_run = [stage]
             peer = attack.run_standard_evaluation(x, y, batch_size=len(x))[0]
             ours = apgd(m, x, y, ball, stop=lambda x_adv, y: torch.ones_like(y, dtype=torch.bool), generator=PerImage(image_seeds(b.seed, len(x))), **how)
-            yield count(standing(m, peer, y), standing(m, ours, y), 0.02, n=len(x), peer="official", attack=stage, model="ADV", ball=kind, steps=100)
+            yield count(survivors(m, peer, y), survivors(m, ours, y), 0.02, n=len(x), peer="official", attack=stage, model="ADV", ball=kind, steps=100)
 
 
 # ---- FAB
@@ -222,7 +223,7 @@ def fab_iterates(b):
                 for steps in (3, 20):
                     peer, ours = official_fab(m, x, y, kind, steps, target), fab(m, x, y, ball, steps, targets=1 if target else None)
                     if steps == 3: yield where | dict(steps=steps, quantity="largest difference of a pixel, median image", difference=(peer - ours).abs().flatten(1).amax(1).median().item(), most=1e-5)  # float32, since the official projections can't do without; where two faces of the cube are as near, rounding decides
-                    if steps == 3: yield count(standing(m, peer, y), standing(m, ours, y), 0.0, steps=steps, **where)   # in l_1 three steps find few
+                    if steps == 3: yield count(survivors(m, peer, y), survivors(m, ours, y), 0.0, steps=steps, **where)   # in l_1 three steps find few
                     if steps == 20 or kind != "l_1": yield sizes(ball.norm(peer - x), ball.norm(ours - x), 0.01, steps=steps, **where)
 
 
@@ -239,7 +240,7 @@ def square_counts(b):
         for seed in range(b.seed, b.seed + 2):
             attack = SquareAttack(m, norm=dict(l_inf="Linf", l_2="L2", l_1="L1")[kind], n_queries=b.queries, eps=ball.eps, p_init=0.8, n_restarts=1, seed=seed, verbose=False, device="cpu", resc_schedule=False)
             peer, ours = attack.perturb(x, y), square(m, x, y, ball, b.queries, generator=PerImage(image_seeds(seed, len(x))))
-            stand.append((standing(m, peer, y), standing(m, ours, y)))
+            stand.append((survivors(m, peer, y), survivors(m, ours, y)))
         theirs, ours = (sum(s) / len(stand) for s in zip(*stand))
         yield count(theirs, ours, 0.03, n=len(x), peer="official", attack="square", model="ADV", ball=kind, steps=b.queries)
 
@@ -283,7 +284,7 @@ def jsma_pixels(b):
     "JSMA to the second most likely class: the same pixels, image by image"
     from art.attacks.evasion import SaliencyMapMethod
     from art.estimators.classification import PyTorchClassifier
-    from advlook.attacks import other_classes
+    from advlook.losses import other_classes
     from advlook.sparse import jsma
     for name in b.models:
         m, x, y = images_of(b, name, 20)
@@ -309,7 +310,7 @@ def one_pixel_counts(b):
         for seed in (random.seed, np.random.seed, torch.manual_seed): seed(b.seed)
         peer = torchattacks.OnePixel(m, pixels=1, steps=10, popsize=60, inf_batch=128)(x, y)
         ours = one_pixel(m, x, y, 1, 60, 10, generator=torch.Generator().manual_seed(b.seed))
-        yield count(standing(m, peer, y), standing(m, ours, y), 0.1, n=len(x), peer="torchattacks", attack="one_pixel, 60 x 10", model=name, ball="l_0", steps=10)
+        yield count(survivors(m, peer, y), survivors(m, ours, y), 0.1, n=len(x), peer="torchattacks", attack="one_pixel, 60 x 10", model=name, ball="l_0", steps=10)
 
 
 def numbers(d): return (d.abs() > 1e-6).flatten(1).sum(1).float()
