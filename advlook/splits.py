@@ -35,7 +35,8 @@ def open_split(
 def _open_table(name: str, split: str, stream: bool = False, tree: Tree | None = None) -> Table | None:
     "None for what is here and has no parquet files"
     entry = CATALOG.get(name, {})
-    if place := local_folder(name): return open_local(tree or survey(place), split, entry, stream)
+    if place := local_folder(name):
+        return open_local(tree or survey(place), split, entry, stream)
     source, config, revision = find_source(name)
     try: return open_hub(source, config, revision, split, entry, stream)
     except FileNotFoundError as error:   # what `datasets` raises for what is absent, empty or gated descends from it
