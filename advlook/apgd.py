@@ -8,7 +8,8 @@ __all__ = ['checkpoints', 'apgd']
 # %% ../nbs/14_apgd.ipynb #3984a5c5
 import math
 from collections.abc import Callable, Sequence
-from types import SimpleNamespace
+from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -48,121 +49,203 @@ def apgd(
     stop: Callable | None = None,  # (x_adv, y) -> bool: which candidates are adversarial and may leave
 ) -> Tensor:  # [N,C,H,W] in [0,1], in the ball: the image that fools the model, or the one of the highest loss
     "Auto-PGD (Croce & Hein 2020, algorithm 1; in l_1 Croce & Hein 2021). Images that a try has fooled don't try again"
-    if steps < 1 or restarts < 1: raise ValueError(f"steps and restarts are at least 1, but they are {steps} and {restarts}")
-    if targets is not None and targets < 1: raise ValueError(f"targets is at least 1, or None, but it is {targets}")
+    if steps < 1 or restarts < 1:
+        raise ValueError(f"steps and restarts are at least 1, but they are {steps} and {restarts}")
+    if targets is not None and targets < 1:
+        raise ValueError(f"targets is at least 1, or None, but it is {targets}")
     x, y = prepare(model, x, y)
     if not len(x): return x.clone()
-    active = Active(x, y, stop)
-    with torch.no_grad(): classes = other_classes(ask(model, x), y, targets) if targets else y[:, None]
-    loss_fn = (lambda z, pair: targeted_dlr(z, *pair.T)) if targets else (lambda z, pair, of=make_loss(loss): of(z, pair[:, 0]))
+    active, end = Active(x, y, stop), x.clone()
+    pairs, loss_fn = _pairs(model, x, y, targets), _loss_of_pairs(loss, targets)
     radii = radii or ((3, 2, 1) if isinstance(ball, L1) else (1,))
-    end = x.clone()
-    for turn in range(classes.shape[1] * restarts):
+    for turn in range(pairs.shape[1] * restarts):
         if not len(active): break
-        here, noise, first = active.part(x, generator, start if turn == 0 else None)
-        pair = torch.stack([y, classes[:, turn // restarts]], 1)[active.index]
-        end[active.index], adversarial = _in_radii(model, here, pair, ball, steps, loss_fn, rho, first, radii, noise, active)
-        _leave_between(active, adversarial, end)
+        here, pair, noise = active.part(x, pairs[:, turn // restarts], generator)
+        first = start if turn == 0 else None
+        s = _one_try(model, here, pair, ball, steps, loss_fn, rho, first, radii, noise, active)
+        end[active.index] = torch.where(per_image(s.adversarial, s.x), s.found, s.best.x_adv)
+        _leave_between(active, s.adversarial, end)
     return active.finish(end[active.index])
+
+# %% ../nbs/14_apgd.ipynb #14a55e06
+def _pairs(model, x: Tensor, y: Tensor, targets: int | None) -> Tensor:  # int64 [N,T,2]
+    "Each image's class beside those to reach in turn; without targets beside itself"
+    if not targets: return torch.stack([y, y], 1)[:, None]
+    with torch.no_grad(): others = other_classes(ask(model, x), y, targets)
+    return torch.stack([y[:, None].expand_as(others), others], 2)
+
+
+def _loss_of_pairs(loss: str | Callable, targets: int | None) -> Callable:  # (logits [N,K], pairs [N,2]) -> [N]
+    if targets: return lambda z, pair: targeted_dlr(z, *pair.T)
+    of_class = make_loss(loss)
+    return lambda z, pair: of_class(z, pair[:, 0])
 
 
 def _leave_between(active: Active, adversarial: Tensor, end: Tensor) -> None:
-    "Between tries what has fallen leaves, hook or no hook"
-    hook, active.stop = active.stop, active.stop or (lambda x_adv, y: torch.ones_like(y, dtype=torch.bool))
+    "What is adversarial leaves; without a hook all of it"
+    hook = active.stop
+    active.stop = hook or (lambda x_adv, y: torch.ones_like(y, dtype=torch.bool))
     active.leave(adversarial, end[active.index])
     active.stop = hook
 
-
-def _in_radii(model, x, pair, ball, steps, loss_fn, rho, start, radii, generator, active) -> tuple[Tensor, Tensor]:
-    "One try; larger balls give a good start in the smaller one, and only the last one counts"
-    balls, left = [type(ball)(r * ball.eps) if r != 1 else ball for r in radii], steps
-    if start is None: x_adv = into(balls[0], x, x + (draw(torch.randn, x, generator) if isinstance(ball, L1) else balls[0].sample(x, generator)))  # in l_1 a sparse point of the surface
-    else: x_adv = into(balls[0], x, check_images(start).detach())
+# %% ../nbs/14_apgd.ipynb #14a55e08
+def _one_try(model, x, pair, ball, steps, loss, rho, start, radii, generator, active) -> "_Search":
+    "Through the balls: what is known at the end of the last one"
+    balls = [type(ball)(r * ball.eps) if r != 1 else ball for r in radii]
+    x_adv = _first(x, balls[0], start, generator)
+    some, left = math.ceil(0.3 * steps), steps
     for larger in balls[:-1]:
-        left -= (some := math.ceil(0.3 * steps))
-        x_adv = _run(model, x, pair, larger, some, loss_fn, rho, x_adv, Active(x, pair[:, 0]), False).best
-    s = _run(model, x, pair, ball, left, loss_fn, rho, into(ball, x, x_adv), active, start is None and len(radii) == 1)
+        left -= some
+        everyone = Active(x, pair[:, 0])
+        x_adv = _ascend(model, x, pair, larger, some, loss, rho, x_adv, everyone).best.x_adv
+    dense = start is None and len(radii) == 1
+    s = _ascend(model, x, pair, ball, left, loss, rho, into(ball, x, x_adv), active, dense)
     check_finite("APGD, at the end of a try", s.best_value, wait=True)
-    return torch.where(per_image(s.adversarial, s.found), s.found, s.best), s.adversarial
-
-# %% ../nbs/14_apgd.ipynb #9ff07a7f
-def _run(model, x, pair, ball, steps, loss_fn, rho, x_adv, active, random_start) -> SimpleNamespace:
-    "Auto-PGD from `x_adv`: the state at its end, of the images that still stand"
-    sparse, n = isinstance(ball, L1), len(x)
-    z, value, g = gradient(model, x_adv, pair, loss_fn, "APGD, at the start")
-    s = SimpleNamespace(x=x, pair=pair, x_adv=x_adv, old=x_adv, g=g, value=torch.zeros_like(value),  # the count of rises begins at a loss of 0, as in the official code
-                        best=x_adv, best_g=g, best_value=value, found=x_adv, adversarial=fooled(z, pair[:, 0]), rises=torch.zeros_like(value),
-                        size=torch.full_like(value, (1 if sparse else 2) * ball.eps), checked=value, halved=torch.ones(n, dtype=torch.bool, device=x.device))
-    if sparse: s.changed, s.share = (_changed(x_adv - x), _changed(x_adv - x) / x[0].numel() / 1.5) if not random_start else (torch.full_like(value, x[0].numel()), torch.full_like(value, 0.2))
-    waits = [max(int(0.04 * steps), 1)] * steps if sparse else checkpoints(steps)
-    ask = dict(zip(torch.tensor(waits).cumsum(0).tolist(), waits))
-    for i in range(1, steps + 1):
-        _leave(s, active)
-        if not len(active): break
-        s.old, s.x_adv = s.x_adv, _sparse_step(s, ball) if sparse else _step(s, ball, 1 if i == 1 else 0.75)
-        _record(s, *(gradient if i < steps else _forward)(model, s.x_adv, s.pair, loss_fn, f"APGD, step {i}"))
-        if i in ask: (_adapt_sparse if sparse else _adapt)(s, ball, ask[i], rho)
-    _leave(s, active)
     return s
 
 
-def _step(s, ball, share: float) -> Tensor:
-    "A step, and a part of the last one again"
-    z = into(ball, s.x, s.x_adv + per_image(s.size, s.x) * ball.steepest(s.g))
-    return into(ball, s.x, s.x_adv + share * (z - s.x_adv) + (1 - share) * (s.x_adv - s.old))
+def _first(x, ball, start, generator) -> Tensor:
+    "A given point, or a random one; in l_1 a sparse one on the surface"
+    if start is not None: return into(ball, x, check_images(start).detach())
+    if isinstance(ball, L1): return into(ball, x, x + draw(torch.randn, x, generator))
+    return into(ball, x, x + ball.sample(x, generator))
+
+# %% ../nbs/14_apgd.ipynb #14a55e10
+@dataclass
+class _Point:
+    x_adv: Tensor  # [n,C,H,W]
+    g: Tensor  # the gradient of the loss there [n,C,H,W]
 
 
-def _sparse_step(s, ball) -> Tensor:
-    "A step along the signs of the strongest entries, whose share is each image's own"
-    size = s.g.flatten(1).abs()
-    at = ((1 - s.share) * size.shape[1]).long().clamp(0, size.shape[1] - 1)
-    sign = s.g.sign() * (s.g.abs() >= per_image(size.sort(1).values.gather(1, at[:, None]).flatten(), s.g))
-    return into(ball, s.x, s.x_adv + per_image(s.size / (sign.flatten(1).abs().sum(1) + 1e-10), s.x) * sign)
+@dataclass
+class _Search:
+    "What is known of each image that is still attacked"
+    x: Tensor  # the image [n,C,H,W]
+    pair: Tensor  # its class and the one to reach [n,2]
+    here: _Point  # where the next step begins
+    before: Tensor  # where the last step began [n,C,H,W]
+    value: Tensor  # the loss after the last step [n]
+    rises: Tensor  # how many steps since the last checkpoint raised it [n]
+    best: _Point  # where the loss was highest
+    best_value: Tensor  # how high [n]
+    found: Tensor  # the last point that fooled the model [n,C,H,W]
+    adversarial: Tensor  # whether there is one, bool [n]
 
 
-def _forward(model, x, y, loss, where):
+def _either(who: Tensor, a: _Point, b: _Point) -> _Point:  # who: bool [n]
+    "`a` for those, `b` for the others"
+    wide = per_image(who, a.x_adv)
+    return _Point(torch.where(wide, a.x_adv, b.x_adv), torch.where(wide, a.g, b.g))
+
+# %% ../nbs/14_apgd.ipynb #14a55e12
+def _ascend(model, x, pair, ball, steps, loss, rho, x_adv, active, dense=False) -> _Search:
+    "Auto-PGD from `x_adv`: the state at its end, of the images that are still active"
+    s = _begin(model, x, pair, loss, x_adv)
+    pace = (_Sparse if isinstance(ball, L1) else _Halving).begin(s, ball, dense)
+    waits = pace.waits(steps)
+    ask = dict(zip(accumulate(waits), waits))
+    for i in range(1, steps + 1):
+        s, pace = active.leave(s.adversarial, s.found, s, pace)
+        if not len(active): break
+        x_adv = pace.step(s, ball, alpha=0.75 if i > 1 else 1)
+        look = gradient if i < steps else _forward
+        z, value, g = look(model, x_adv, s.pair, loss, f"APGD, step {i}")
+        _record(s, _Point(x_adv, g), value, fooled(z, s.pair[:, 0]))
+        if i in ask: s.here = _either(pace.adapt(s, ball, ask[i], rho), s.best, s.here)
+    s, = active.leave(s.adversarial, s.found, s)
+    return s
+
+
+def _begin(model, x, pair, loss, x_adv) -> _Search:
+    z, value, g = gradient(model, x_adv, pair, loss, "APGD, at the start")
+    here, none = _Point(x_adv, g), torch.zeros_like(value)
+    return _Search(x, pair, here=here, before=x_adv, best=here, best_value=value,
+                   value=none, rises=none,  # rises are counted from a loss of 0, as in the official code
+                   found=x_adv, adversarial=fooled(z, pair[:, 0]))
+
+
+def _record(s: _Search, here: _Point, value: Tensor, adversarial: Tensor) -> None:
+    "Write down what this step has brought"
+    s.rises = s.rises + (value > s.value)
+    s.before, s.here, s.value = s.here.x_adv, here, value
+    s.best = _either(value > s.best_value, here, s.best)
+    s.best_value = torch.maximum(value, s.best_value)   # NaN stays, and is found at the end
+    s.found = torch.where(per_image(adversarial, here.x_adv), here.x_adv, s.found)
+    s.adversarial = s.adversarial | adversarial
+
+
+def _forward(model, x, y, loss, where) -> tuple[Tensor, Tensor, Tensor]:
     "After the last step nobody needs a gradient"
     with torch.no_grad(): z = ask(model, x).to(torch.promote_types(x.dtype, torch.float32))
     value = loss(z, y)
     check_finite(where, value)
     return z, value, torch.zeros_like(x)
 
+# %% ../nbs/14_apgd.ipynb #14a55e14
+@dataclass
+class _Halving:
+    "Steps that are halved where they bring nothing"
+    size: Tensor  # of the next step [n]
+    checked: Tensor  # the best loss at the last checkpoint [n]
+    halved: Tensor  # whether the step was halved there, bool [n]
 
-def _record(s, z, value, g) -> None:
-    "Write down what this step has brought"
-    adversarial, better = fooled(z, s.pair[:, 0]), value > s.best_value
-    s.found, s.adversarial = torch.where(per_image(adversarial, s.x), s.x_adv, s.found), s.adversarial | adversarial
-    s.rises, s.value, s.g = s.rises + (value > s.value), value, g
-    s.best, s.best_g = (torch.where(per_image(better, s.x), new, old) for new, old in ((s.x_adv, s.best), (g, s.best_g)))
-    s.best_value = torch.maximum(value, s.best_value)   # NaN stays, and is found at the end
+    waits = staticmethod(checkpoints)
 
+    @classmethod
+    def begin(cls, s: _Search, ball, dense: bool) -> "_Halving":
+        return cls(torch.full_like(s.value, 2 * ball.eps), s.best_value, torch.ones_like(s.adversarial))
 
-def _adapt(s, ball, wait: int, rho: float) -> None:
-    "Halve the steps that bring nothing, and go back to the best point there"
-    halve = (s.rises <= rho * wait) | (~s.halved & (s.checked >= s.best_value))
-    s.halved, s.checked, s.rises = halve, s.best_value, torch.zeros_like(s.rises)
-    s.size = torch.where(halve, s.size / 2, s.size)
-    _go_back(s, halve)
+    def step(self, s: _Search, ball, alpha: float) -> Tensor:
+        "A step, and a part of the last one again"
+        x = s.here.x_adv
+        z = into(ball, s.x, x + per_image(self.size, x) * ball.steepest(s.here.g))
+        return into(ball, s.x, x + alpha * (z - x) + (1 - alpha) * (x - s.before))
 
+    def adapt(self, s: _Search, ball, wait: int, rho: float) -> Tensor:
+        "Halve the steps that bring nothing. Those images go back to their best point"
+        seldom = s.rises <= rho * wait
+        stuck = ~self.halved & (self.checked >= s.best_value)
+        self.halved = seldom | stuck
+        self.size = torch.where(self.halved, self.size / 2, self.size)
+        self.checked, s.rises = s.best_value, torch.zeros_like(s.rises)
+        return self.halved
 
-def _adapt_sparse(s, ball, wait: int, rho: float) -> None:
-    "While the best point gets sparser, begin again from it with full steps; else shorten them by a third"
-    changed = _changed(s.best - s.x)
-    sparser = changed / s.changed < 0.95
-    s.size = torch.where(sparser, ball.eps, (s.size / 1.5).clamp(ball.eps / 10, ball.eps))
-    s.share, s.changed = changed / s.x[0].numel() / 1.5, changed
-    _go_back(s, sparser)
+# %% ../nbs/14_apgd.ipynb #9ff07a7f
+@dataclass
+class _Sparse:
+    "Steps along the strongest entries of the gradient, fewer and fewer of them"
+    size: Tensor  # of the next step [n]
+    share: Tensor  # of an image's numbers that it moves [n]
+    changed: Tensor  # how many the best point had changed at the last checkpoint [n]
 
+    @classmethod
+    def begin(cls, s: _Search, ball, dense: bool) -> "_Sparse":
+        size, every = torch.full_like(s.value, ball.eps), s.x[0].numel()
+        if dense: return cls(size, torch.full_like(size, 0.2), torch.full_like(size, every))
+        changed = _changed(s.best.x_adv - s.x)
+        return cls(size, changed / every / 1.5, changed)
 
-def _go_back(s, who) -> None:
-    s.x_adv, s.g = (torch.where(per_image(who, s.x), best, now) for best, now in ((s.best, s.x_adv), (s.best_g, s.g)))
+    @staticmethod
+    def waits(steps: int) -> list[int]: return [max(int(0.04 * steps), 1)] * steps
+
+    def step(self, s: _Search, ball, alpha: float) -> Tensor:
+        "A step along the signs of the strongest entries, whose share is each image's own"
+        g = s.here.g
+        size = g.flatten(1).abs()
+        at = ((1 - self.share) * size.shape[1]).long().clamp(0, size.shape[1] - 1)
+        least = size.sort(1).values.gather(1, at[:, None])[:, 0]
+        sign = g.sign() * (g.abs() >= per_image(least, g))
+        each = self.size / (sign.flatten(1).abs().sum(1) + 1e-10)
+        return into(ball, s.x, s.here.x_adv + per_image(each, g) * sign)
+
+    def adapt(self, s: _Search, ball, wait: int, rho: float) -> Tensor:
+        "While the best point gets sparser, begin again from it with full steps; else shorten them by a third"
+        changed = _changed(s.best.x_adv - s.x)
+        sparser = changed / self.changed < 0.95
+        shorter = (self.size / 1.5).clamp(ball.eps / 10, ball.eps)
+        self.size = torch.where(sparser, ball.eps, shorter)
+        self.share, self.changed = changed / s.x[0].numel() / 1.5, changed
+        return sparser
 
 
 def _changed(d: Tensor) -> Tensor: return (d != 0).flatten(1).sum(1).to(d.dtype)
-
-
-def _leave(s, active: Active) -> None:
-    "Ask about those that fool the model, and take those that have fallen out of everything"
-    before, index = vars(s).copy(), active.index
-    parts = active.leave(s.adversarial, s.found, *before.values(), torch.arange(len(s.adversarial), device=s.adversarial.device))
-    s.__dict__.update(zip(before, parts))
