@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from .checkpoints import read_weights
 from .files import atomic, digest
 from .fitting import ODD, align, fit_weights, fitness, or_nearest, shapes_of
-from .models import _try_size, create_model, find_architecture
+from .models import try_size, create_model, find_architecture
 from .preparation import check_preparation, set_preparation
 
 # %% ../nbs/06c_saved.ipynb #dd675194
@@ -114,7 +114,7 @@ def _built(build: dict, options: dict, ours: bool) -> nn.Module:
     if "img_size" in arguments and size: arguments = arguments | dict(img_size=size)
     if arguments: model.model = _timm_body(build, arguments)
     channels, *_, own = model.preparation["input_size"]
-    if ours and size: _try_size(model.model, build["name"], (channels, size, size), own)
+    if ours and size: try_size(model.model, build["name"], (channels, size, size), own)
     return model
 
 
