@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from .accept import accept_images, accept_models, accept_transforms
+from .accept import accept_images, accept_models
+from .callables import accept_transforms
 from .core import batches, device_of, scores, to_float
 from .data import Images
 from .functions import progress, takes

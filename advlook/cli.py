@@ -53,7 +53,7 @@ def open_models(
     **preparation,  # size, crop_pct, mean, std: for models that don't bring their own
 ) -> dict[str, "nn.Module"]:
     "The models that were asked for. ValueError or ConnectionError if one can't be had"
-    from advlook.zoo import open_model
+    from advlook.sources import open_model
     parsed = [parse_model(o) for o in options]
     if len({name for name, _ in parsed}) < len(parsed): raise ValueError(f"each model needs a name of its own, but they are {', '.join(name for name, _ in parsed)}")
     return {name: open_model(spec, **preparation) for name, spec in parsed}
@@ -141,7 +141,7 @@ def choose_device(device: str | None) -> str:
 
 def public_command(words: list[str]) -> str:
     "The command line again, without the folders of whoever ran it"
-    from advlook.zoo import public_spec
+    from advlook.sources import public_spec
     def short(option, word):
         if option == "--models" and "=" in word: name, _, spec = word.partition("="); return f"{name}={public_spec(spec)}"
         return Path(word).name if option in ("--data", "--out", "--classes") else word
@@ -196,9 +196,10 @@ def train(
     from advlook.data import CATALOG
     from advlook.models import create_model
     from advlook.objectives import make_objective, training_attack
-    from advlook.train import fast_precision, fit
+    from advlook.parallel import fast_precision
+    from advlook.train import fit
     from advlook.watch import print_row, to_tensorboard, watch, write_csv
-    from advlook.zoo import save_model
+    from advlook.saved import save_model
     if (least != 0.25 or jitter) and not stream: raise ValueError("--least and --jitter are of the random crops of --stream; without it photos are shifted by at most an eighth")
     if until and probe == 0: raise ValueError("--until looks at held-out images, and --probe 0 holds out none")
     if on_collapse not in ("stop", "best", "go on"): raise ValueError(f"--on-collapse is stop, best or 'go on', but it is {on_collapse!r}")
@@ -298,7 +299,7 @@ def _write_manifest(out, data, images, test, said_of_test, options, augment, his
     from advlook.files import digest as digest_of, versions
     from advlook.robustness import accuracy, robust_accuracy
     from advlook.watch import NO_TEST
-    from advlook.zoo import load_checkpoint
+    from advlook.saved import load_checkpoint
     before = json.loads((out / "manifest.json").read_text()) if (out / "manifest.json").exists() else {}
     if before.get("sha256") == digest: return   # it was finished before: that command made it, perhaps with other options of what to watch
     if folder := local_folder(data): (out / _WHERE).write_text(f"{folder.resolve()}\n")   # not in the manifest, which others get to see
@@ -350,7 +351,7 @@ def evaluate(
     import torch
     from advlook.autoattack import autoattack_table
     from advlook.choices import find_attack, make_ball, usual_eps
-    from advlook.classes import align_classes
+    from advlook.align import align_classes
     from advlook.core import predict
     from advlook.functions import describe
     from advlook.robustness import crafted_on, survives
@@ -419,7 +420,7 @@ def _share(mask) -> float: return round(mask.float().mean().item(), 4) if len(ma
 
 def _trained(model: str) -> tuple["nn.Module", dict]:
     "A model, and its manifest if it is a folder of `advlook train`"
-    from advlook.zoo import open_model
+    from advlook.sources import open_model
     folder = Path(model)
     if not folder.is_dir(): return open_model(model), {}
     if not (folder / "manifest.json").exists(): raise ValueError(f"{folder.name!r} is no folder of a finished `advlook train`: it has no manifest.json")

@@ -27,12 +27,18 @@ def beside(
 
 
 def sweep(path: Path) -> None:
-    "Clear up after processes that were killed while making `path`; what they had put aside goes back"
-    for left in path.parent.glob(f".{glob.escape(path.name)}.{glob.escape(platform.node())}-*.*"):
+    "Clear up after processes killed while making `path`; what they had put aside goes back"
+    name, machine = glob.escape(path.name), glob.escape(platform.node())
+    for left in path.parent.glob(f".{name}.{machine}-*.*"):
         process, _, ending = left.name.rpartition("-")[2].partition(".")
         if not process.isdigit() or _runs(int(process)): continue
         if ending == "old" and not path.exists(): os.replace(left, path)
-        elif ending in ("old", "part"): shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+        elif ending in ("old", "part"): _remove(left)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir(): shutil.rmtree(path)
+    else: path.unlink(missing_ok=True)
 
 
 def _runs(process: int) -> bool:
@@ -56,9 +62,16 @@ def atomic(
     try:
         yield part
         with open(part, "rb+") as file: os.fsync(file.fileno())
-        os.umask(mask := os.umask(0)); os.chmod(part, 0o666 & ~mask)   # some writers make files that only their owner can read
+        os.chmod(part, 0o666 & ~_umask())   # some writers make files that only their owner can read
         os.replace(part, path)
     finally: part.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    "What others may not do with new files; to be read it has to be set"
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 # %% ../nbs/00b_files.ipynb #c5dd952e
 @contextmanager
@@ -66,17 +79,14 @@ def whole_folder(
     out: str | Path,
     check: bool = False,  # only see whether it could be written
 ) -> Iterator[Path]:  # an empty folder beside it, which takes its place at the end
-    "A folder of results that is there whole or not at all. ValueError if `out` holds something else or can't be written"
-    out = Path(os.path.realpath(Path(out).expanduser()))   # a link goes on pointing to it
-    if out in (here := Path.cwd(), *here.parents):   # what takes its place would leave the caller in a folder that is gone
-        raise ValueError(f"a report can't take the place of {out.name or str(out)!r}, in which you are; choose a new folder in it")
+    """A folder of results that is there whole or not at all.
+    ValueError if `out` holds something else or can't be written"""
+    out = _place_of(out)
     part, old = beside(out, "part"), beside(out, "old")
-    try: sweep(out)
-    except OSError: pass   # what another leaves behind is no reason to stop
-    if out.exists() and not (out.is_dir() and ((out / "report.json").exists() or not any(out.iterdir()))):
-        raise ValueError(f"{out.name!r} exists and is not an advlook report; choose another folder")
     try: part.mkdir(parents=True, exist_ok=True)
-    except OSError as error: raise ValueError(f"the folder {out.name!r} can't be written ({error.strerror}); choose another one") from None
+    except OSError as error:
+        raise ValueError(f"the folder {out.name!r} can't be written ({error.strerror}); "
+                         "choose another one") from None
     try:
         yield part
         if check: return
@@ -84,6 +94,25 @@ def whole_folder(
         os.replace(part, out)
         shutil.rmtree(old, ignore_errors=True)
     finally: shutil.rmtree(part, ignore_errors=True)
+
+
+def _place_of(out: str | Path) -> Path:
+    "Where the folder is to be, cleared of what was left there unfinished"
+    out = Path(os.path.realpath(Path(out).expanduser()))   # a link goes on pointing to it
+    here = Path.cwd()
+    if out in (here, *here.parents):   # the caller would be left in a folder that is gone
+        raise ValueError(f"a report can't take the place of {out.name or str(out)!r}, "
+                         "in which you are; choose a new folder in it")
+    try: sweep(out)
+    except OSError: pass   # what another leaves behind is no reason to stop
+    if out.exists() and not _may_be_replaced(out):
+        raise ValueError(f"{out.name!r} exists and is not an advlook report; choose another folder")
+    return out
+
+
+def _may_be_replaced(out: Path) -> bool:
+    if not out.is_dir(): return False
+    return (out/"report.json").exists() or not any(out.iterdir())
 
 # %% ../nbs/00b_files.ipynb #1a4d5521
 def digest(
@@ -102,11 +131,11 @@ def sealed(data: bytes) -> bytes:
 
 def unsealed(data: bytes) -> bytes | None:  # None: damaged
     "What `sealed` was given, if every bit of it is as it was"
-    kept = data[:-32]
-    return kept if data == kept + bytes.fromhex(digest(kept)) else None
+    kept, seal = data[:-32], data[-32:]
+    return kept if bytes.fromhex(digest(kept)) == seal else None
 
 # %% ../nbs/00b_files.ipynb #4745f827
 def versions() -> dict[str, str]:
     "Versions of what the numbers depend on"
-    names = "advlook", "torch", "torchvision", "timm", "datasets", "numpy", "scipy", "opencv-python-headless"
+    names = "advlook torch torchvision timm datasets numpy scipy opencv-python-headless".split()
     return {"python": platform.python_version()} | {name: version(name) for name in names}

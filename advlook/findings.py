@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .accept import accept_functions, accept_transforms, error_line
+from .callables import accept_functions, accept_transforms, error_line
 from .attacks import pgd
 from .balls import Linf
 from .benchmark import benchmark, paper_transforms, untouched

@@ -16,12 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from .accept import accept_images, accept_labels, accept_model, answers_to
-from .attacks import LOSSES, gradient, pgd
+from .attacks import pgd
 from .balls import L0, L1, L2, Linf
 from .core import NoAnswer, frozen, scores
 from .functions import in_batches, takes
 from .images import Images, check_classes
 from .judge import check_ball, is_minimal, uncounted, with_ball
+from .losses import LOSSES
+from .passes import gradient
 from .robustness import evaluate_attack, share_of
 from .square import square
 
@@ -80,7 +82,7 @@ def _random_answers(model, images, z, batch_size) -> list[str]:
     if not differs.any(): return []
     return [f"The model answers {share_of(differs):.0%} of the images differently the second time: "
             "an attack on single answers proves nothing; "
-            "use autoattack(version=\"rand\"), or attack attacks.Expectation(model)."]
+            "use autoattack(version=\"rand\"), or attack variants.Expectation(model)."]
 
 
 def _probabilities(z: Tensor) -> list[str]:

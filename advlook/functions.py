@@ -24,10 +24,16 @@ from .core import at_once, batches, device_of, to_float
 from .noise import PerImage, image_seeds
 
 # %% ../nbs/00e_functions.ipynb #d4d914e0
-def progress(it: Iterable, description: str = "", total: int | None = None) -> Iterable:
-    "A progress bar for what takes over a second; it vanishes when done, is not drawn into files, nor where TQDM_DISABLE is set"
+def progress(
+    it: Iterable,
+    description: str = "",  # beside the bar
+    total: int | None = None,  # how many there are, of what has no length
+) -> Iterable:
+    """A progress bar for what takes over a second; it vanishes when done, is not drawn into files,
+    nor where TQDM_DISABLE is set"""
     place = dict(file=_Output(), ncols=80) if _in_notebook() else {}
-    return tqdm(it, desc=description, total=total, leave=False, disable=bool(os.environ.get("TQDM_DISABLE")) or None, delay=1, **place)
+    off = True if os.environ.get("TQDM_DISABLE") else None   # None: off in files
+    return tqdm(it, desc=description, total=total, leave=False, disable=off, delay=1, **place)
 
 
 def _in_notebook() -> bool:
@@ -36,7 +42,8 @@ def _in_notebook() -> bool:
 
 
 class _Output:
-    "A line of a notebook that is empty again at the end: a widget, once its bar is gone, leaves a dead one in the file"
+    """A line of a notebook that is empty again at the end: a widget, once its bar is gone,
+    leaves a dead one in the file"""
     encoding, handle = "utf-8", None
 
     def isatty(self) -> bool: return True
@@ -56,13 +63,22 @@ def takes(function: Callable, name: str) -> bool:
     "Can `function` be called with the keyword `name`?"
     try: parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError): return False
-    return any(p.name == name and p.kind is not p.POSITIONAL_ONLY or p.kind is p.VAR_KEYWORD for p in parameters)
+    if any(p.kind is p.VAR_KEYWORD for p in parameters): return True
+    return name in [p.name for p in parameters if p.kind is not p.POSITIONAL_ONLY]
 
 
-def call(function: Callable, model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator | None, **options) -> Tensor:
+def call(
+    function: Callable,  # an attack or an attribution: (model, x, y) -> tensor
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    generator: torch.Generator | None,
+    **options,
+) -> Tensor:
     "`function(model, x, y)`, with the generator and whatever of the options it takes"
     options |= dict(generator=generator)
-    return function(model, x, y, **{name: value for name, value in options.items() if takes(function, name)})
+    taken = {name: value for name, value in options.items() if takes(function, name)}
+    return function(model, x, y, **taken)
 
 # %% ../nbs/00e_functions.ipynb #ca729616
 def in_batches(
@@ -72,35 +88,47 @@ def in_batches(
     y: Tensor,  # labels int64 [N]
     batch_size: int = 256,  # at the most: see `at_once`
     seed: int = 0,  # of the noise that the function draws
-    index: Sequence[int] | None = None,  # where the images stand in their data set; default 0..N-1
+    index: Sequence[int] | None = None,  # places of the images in their data set; default 0..N-1
     description: str = "",  # beside the progress bar
 ) -> Tensor:  # [N,...] on the CPU
     "The results of `function` over all images, the same whatever the batch size (up to rounding)"
     index = np.arange(len(x)) if index is None else np.asarray(index)
-    seeds = image_seeds(seed, int(index.max(initial=-1)) + 1)[index]
+    last = int(index.max(initial=-1))
+    seeds = image_seeds(seed, last + 1)[index]
     device, results = device_of(model), []
-    batch_size = at_once(x, batch_size, device)
+    size = at_once(x, batch_size, device)
     with with_gradients():
-        for i in progress(batches(len(x), batch_size), description):
-            part = slice(i, i + batch_size)
-            here = to_float(x[part].to(device, copy=x.is_floating_point()))   # the function's own
-            results.append(call(function, model, here, y[part].to(device, copy=True), PerImage(seeds[part])).detach().cpu())
+        for i in progress(batches(len(x), size), description):
+            part = slice(i, i + size)
+            mine = x[part].to(device, copy=x.is_floating_point())   # the function's own
+            labels = y[part].to(device, copy=True)
+            result = call(function, model, to_float(mine), labels, PerImage(seeds[part]))
+            results.append(result.detach().cpu())
     return torch.cat(results) if results else x.new_empty(0)
 
 
 @contextmanager
 def with_gradients() -> Iterator[None]:
-    "Under torch.inference_mode(): as under torch.no_grad(), within which gradients can be asked for. Else nothing changes"
-    if not torch.is_inference_mode_enabled(): yield; return
-    with torch.inference_mode(False), torch.no_grad(): yield
+    """Under torch.inference_mode(): as under torch.no_grad(), within which gradients can be asked for.
+    Else nothing changes"""
+    if torch.is_inference_mode_enabled():
+        with torch.inference_mode(False), torch.no_grad(): yield
+    else: yield
 
 # %% ../nbs/00e_functions.ipynb #05573761
 def describe(thing) -> str:
-    "A function and its settings in words, for tables and files: `pgd(steps=20)`; nothing that differs between runs"
+    """A function and its settings in words, for tables and files: `pgd(steps=20)`;
+    nothing that differs between runs"""
     if isinstance(thing, partial):
-        settings = [describe(a) for a in thing.args] + [f"{k}={describe(v)}" for k, v in thing.keywords.items()]
+        settings = [describe(a) for a in thing.args] + _named(thing.keywords)
         return f"{describe(thing.func)}({', '.join(settings)})"
     if isinstance(thing, float): return f"{thing:.6g}"
-    if is_dataclass(thing) and not isinstance(thing, type): return f"{type(thing).__name__}({', '.join(f'{f.name}={describe(getattr(thing, f.name))}' for f in fields(thing))})"
+    if is_dataclass(thing) and not isinstance(thing, type):
+        settings = {f.name: getattr(thing, f.name) for f in fields(thing)}
+        return f"{type(thing).__name__}({', '.join(_named(settings))})"
     if callable(thing) and hasattr(thing, "__name__"): return thing.__name__
     return repr(thing).partition(" at 0x")[0].lstrip("<")
+
+
+def _named(settings: dict) -> list[str]:
+    return [f"{k}={describe(v)}" for k, v in settings.items()]

@@ -11,8 +11,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from .core import to_float
-
 # %% ../nbs/00c_images.ipynb #3aad8160
 @dataclass(frozen=True)
 class Images:
@@ -27,18 +25,25 @@ class Images:
     def __repr__(self) -> str:
         "In a line; a data set of numbers would fill the screen"
         size = " x ".join(map(str, self.x.shape[1:]))
-        classes = f"{len(self.names)} class{'es' * (len(self.names) != 1)}" if self.names else "labels"
-        said = [f"{len(self):,} of {size}", str(self.x.dtype).removeprefix("torch."), "no labels" if self.y is None else classes]
-        return f"Images({', '.join(said)}{'; ' if self.note else ''}{self.note})"
+        dtype = str(self.x.dtype).removeprefix("torch.")
+        said = f"{len(self):,} of {size}, {dtype}, {self._classes()}"
+        return f"Images({said}; {self.note})" if self.note else f"Images({said})"
+
+    def _classes(self) -> str:
+        if self.y is None: return "no labels"
+        if not self.names: return "labels"
+        return f"{len(self.names)} class" + "es" * (len(self.names) != 1)
 
     def __getitem__(self, index) -> "Images":
         "A part: a slice, a mask or a tensor of positions"
-        return replace(self, x=self.x[index], y=None if self.y is None else self.y[index])
+        y = None if self.y is None else self.y[index]
+        return replace(self, x=self.x[index], y=y)
 
     def labels(self) -> list[str]:
         "The class name of every image, for titles; empty strings without labels"
         if self.y is None: return [""] * len(self)
-        return [self.names[i] if self.names else str(i) for i in self.y.tolist()]
+        name = self.names.__getitem__ if self.names else str
+        return [name(i) for i in self.y.tolist()]
 
 # %% ../nbs/00c_images.ipynb #741c1a74
 def check_images(
@@ -46,25 +51,38 @@ def check_images(
 ) -> Tensor:  # the same tensor, clipped if it leaves [0,1] by no more than rounding
     "`x` if it is a batch of images, else TypeError or ValueError with a sentence on what to do"
     if not isinstance(x, Tensor) or not x.is_floating_point():
-        kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
-        raise TypeError(f"images are a float tensor [N, C, H, W] in [0, 1], but these are {kind}; `core.to_float(x)` divides uint8 by 255")
-    if x.ndim != 4: raise ValueError(f"images have the shape [N, C, H, W], but these have {list(x.shape)}; for a single image use `x[None]`")
-    low, high = (v.item() for v in x.aminmax()) if x.numel() else (0, 1)
-    if low != low: raise ValueError(f"images lie in [0, 1], but {x.isnan().flatten(1).any(1).sum()} of these {len(x)} hold NaN; find out which step before made it")
+        raise TypeError(f"images are a float tensor [N, C, H, W] in [0, 1], but these are {_kind(x)}; "
+                        "`core.to_float(x)` divides uint8 by 255")
+    if x.ndim != 4:
+        raise ValueError(f"images have the shape [N, C, H, W], but these have {list(x.shape)}; "
+                         "for a single image use `x[None]`")
+    if not x.numel(): return x
+    low, high = (v.item() for v in x.aminmax())
+    if low != low:
+        broken = x.isnan().flatten(1).any(1).sum()
+        raise ValueError(f"images lie in [0, 1], but {broken} of these {len(x)} hold NaN; "
+                         "find out which step before made it")
     if low >= 0 and high <= 1: return x
     if low >= -1e-5 and high <= 1 + 1e-5: return x.clamp(0, 1)   # rounding
-    raise ValueError(f"images lie in [0, 1], but these run from {low:.3g} to {high:.3g}; undo the normalization and put it into the model (`models.with_normalization`)")
+    raise ValueError(f"images lie in [0, 1], but these run from {low:.3g} to {high:.3g}; "
+                     "undo the normalization and put it into the model (`models.with_normalization`)")
 
 
+def _kind(x) -> str: return x.dtype if isinstance(x, Tensor) else type(x).__name__
+
+# %% ../nbs/00c_images.ipynb #741c1a75
 def check_labels(
     y: Tensor,  # should be int64 [N]
     n: int,  # number of images
 ) -> Tensor:  # the same tensor
     "`y` if it holds a class for each of `n` images, else TypeError or ValueError"
     if not isinstance(y, Tensor) or y.dtype != torch.int64:
-        raise TypeError(f"labels are an int64 tensor [N], but these are {y.dtype if isinstance(y, Tensor) else type(y).__name__}; use `y.long()`")
-    if y.shape != (n,): raise ValueError(f"{n} images need labels of shape [{n}], but these have {list(y.shape)}")
-    if n and y.min() < 0: raise ValueError(f"labels count from 0, but one of these is {y.min()}; leave images without a class out")
+        raise TypeError(f"labels are an int64 tensor [N], but these are {_kind(y)}; use `y.long()`")
+    if y.shape != (n,):
+        raise ValueError(f"{n} images need labels of shape [{n}], but these have {list(y.shape)}")
+    if n and y.min() < 0:
+        raise ValueError(f"labels count from 0, but one of these is {y.min()}; "
+                         "leave images without a class out")
     return y
 
 
@@ -73,4 +91,5 @@ def check_classes(
     y: Tensor,  # labels [N]
 ) -> None:
     "ValueError for a label that the model does not have"
-    if len(y) and y.max() >= z.shape[1]: raise ValueError(f"labels run to {y.max()}, but the model has {z.shape[1]} classes")
+    if len(y) and y.max() >= z.shape[1]:
+        raise ValueError(f"labels run to {y.max()}, but the model has {z.shape[1]} classes")

@@ -17,7 +17,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from .accept import check_signature
+from .callables import check_signature
 from .balls import inside, per_image
 from .core import NoAnswer, answers
 from .functions import call, describe

@@ -26,11 +26,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from .accept import accept_images, accept_models, error_line
+from .accept import accept_images, accept_models
+from .callables import error_line
 from .attacks import pgd
 from .balls import Linf
 from .benchmark import AXES, plot_curves
-from .classes import align_classes
+from .align import align_classes
 from .core import device_of, frozen, logits, predict, to_float
 from .files import versions, whole_folder
 from .filters import show_first_layers
@@ -41,7 +42,8 @@ from .gradients import loss_grad
 from .images import Images
 from .judge import bound_ball, check_attack, check_ball
 from .lookscale import plot_scales
-from .models import describe_preparation, for_photos
+from .inputs import for_photos
+from .preparation import describe_preparation
 from .show import color_of, map_scale, show_maps, show_rows, to_picture
 from .transforms import GaussianBlur
 
@@ -345,7 +347,7 @@ def _try_on(name: str, model: nn.Module, images: Images) -> None:
         with frozen(model), torch.no_grad(): logits(model, to_float(images.x[:2]).to(device_of(model)))
     except Exception as error:
         shape = " x ".join(map(str, images.x.shape[1:]))
-        do = "say which it takes (models.set_preparation(model, size=224), or --size), or make them so"
+        do = "say which it takes (preparation.set_preparation(model, size=224), or --size), or make them so"
         raise ValueError(f"{name} can't take these images ({shape}): {error_line(error)}; {do}") from None
 
 

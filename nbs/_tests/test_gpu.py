@@ -23,7 +23,8 @@ from advlook.square import square
 from advlook.standin import standin
 from advlook.stream import Stream
 from advlook.train import fit
-from advlook.zoo import bundled_folder, load_checkpoint
+from advlook.saved import load_checkpoint
+from advlook.zoo import bundled_folder
 from test_cli import photos  # noqa: F401 (a fixture)
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU here")

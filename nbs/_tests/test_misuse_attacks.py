@@ -9,17 +9,20 @@ from torch import nn
 
 from advlook import core
 from advlook.apgd import apgd
-from advlook.attacks import bim, gradient, make_loss, mi_fgsm, other_classes, pgd, virtual_adversarial
+from advlook.attacks import bim, mi_fgsm, pgd
 from advlook.autoattack import autoattack, autoattack_table, stages
 from advlook.balls import L0, L1, L2, Linf
+from advlook.fab import fab, to_plane
 from advlook.functions import takes
 from advlook.images import Images
-from advlook.noise import PerImage
-from advlook.fab import fab, to_plane
+from advlook.losses import make_loss, other_classes
 from advlook.minimal import cw, deepfool
+from advlook.noise import PerImage
+from advlook.passes import gradient
 from advlook.sparse import jsma, one_pixel
 from advlook.square import square
 from advlook.universal import universal
+from advlook.variants import virtual_adversarial
 
 FAR, LIMITED = L2(math.inf), Linf(0.1)
 ATTACKS = dict(
@@ -348,7 +351,7 @@ def test_autoattack_of_one_class_none_and_nan(images):
     with pytest.raises(ValueError, match="single logit|1 score"): autoattack(Linear(1), images, y)
     assert autoattack(Linear(), images[:0]).shape == (0, 3, 8, 8)
     table, stands = autoattack_table(Linear(), Images(images[:0], y[:0]))
-    assert len(stands) == 0 and table.standing.tolist() == [0] * 5
+    assert len(stands) == 0 and table.survivors.tolist() == [0] * 5
     with pytest.raises(ValueError, match="NaN"): autoattack(Linear(after=lambda z: z * math.nan), images, y)
 
 

@@ -115,7 +115,7 @@ def our_autoattack(model, x, y, seed, fast):
     def table(clock):
         with patch.object(room, "time", argparse.Namespace(perf_counter=clock)): return room.autoattack_table(model, Images(x, y), BALL, seed=seed, fast=fast)[0]
     cpu = table(lambda: complex(time.process_time(), time.perf_counter()))  # both clocks at once
-    return [(r.attack, complex(r.seconds).imag, complex(r.seconds).real, r.standing) for r in cpu.itertuples() if r.attack != "none"]
+    return [(r.attack, complex(r.seconds).imag, complex(r.seconds).real, r.survivors) for r in cpu.itertuples() if r.attack != "none"]
 
 
 AUTOATTACK = {"official": official, "advlook": partial(our_autoattack, fast=False), "advlook fast": partial(our_autoattack, fast=True)}
@@ -124,11 +124,11 @@ AUTOATTACK = {"official": official, "advlook": partial(our_autoattack, fast=Fals
 
 def contenders(generator):
     "Attacks by name, as far as they are there: (model, x, y)"
-    from advlook import attacks as A
+    from advlook import attacks as A, variants as V
     once = dict(steps=4, generator=generator)
-    some = {"pgd": partial(A.pgd, restarts=2, **once), "mi_fgsm": partial(A.mi_fgsm, **once), "virtual_adversarial": partial(A.virtual_adversarial, generator=generator),
+    some = {"pgd": partial(A.pgd, restarts=2, **once), "mi_fgsm": partial(A.mi_fgsm, **once), "virtual_adversarial": partial(V.virtual_adversarial, generator=generator),
             "pgd l_1": partial(A.pgd, ball=L1(12), **once),
-            "pgd, diverse inputs": lambda m, x, y: A.pgd(A.Diverse(m), x, y, **once), "pgd, 4 answers expected": lambda m, x, y: A.pgd(A.Expectation(m, 4), x, y, steps=2, generator=generator)}
+            "pgd, diverse inputs": lambda m, x, y: A.pgd(V.Diverse(m), x, y, **once), "pgd, 4 answers expected": lambda m, x, y: A.pgd(V.Expectation(m, 4), x, y, steps=2, generator=generator)}
     def add(module, make):
         try: room = __import__(f"advlook.{module}", fromlist=[module])
         except ImportError: return

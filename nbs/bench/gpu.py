@@ -18,10 +18,11 @@ from torch import nn
 from advlook.attacks import pgd
 from advlook.balls import Linf
 from advlook.data import CATALOG, load_images
-from advlook.models import with_normalization
+from advlook.preparation import with_normalization
 from advlook.objectives import make_objective
 from advlook.robustness import accuracy, robust_accuracy
-from advlook.train import fast_precision, fit
+from advlook.parallel import fast_precision
+from advlook.train import fit
 from advlook.watch import print_row
 from common import RESULTS, fingerprint, processor, versions
 from training import by_hand, loop, ours

@@ -113,7 +113,8 @@ class TheirDiversity(nn.Module):
 def diverse(b):
     "Input diversity: the loop behind the peer's own resizing; then ours, by how many stand"
     import torchattacks
-    from advlook.attacks import Diverse, mi_fgsm
+    from advlook.attacks import mi_fgsm
+    from advlook.variants import Diverse
     for name in b.models:
         m, x, y = images_of(b, name, 32, True)
         attack = torchattacks.DIFGSM(m, eps=4/255, alpha=0.4/255, steps=10, decay=1.0)
@@ -283,7 +284,7 @@ def jsma_pixels(b):
     "JSMA to the second most likely class: the same pixels, image by image"
     from art.attacks.evasion import SaliencyMapMethod
     from art.estimators.classification import PyTorchClassifier
-    from advlook.attacks import other_classes
+    from advlook.losses import other_classes
     from advlook.sparse import jsma
     for name in b.models:
         m, x, y = images_of(b, name, 20)

@@ -20,11 +20,12 @@ from advlook.core import to_float
 from advlook.data import load_images
 from advlook.models import create_model
 from advlook.objectives import make_objective
-from advlook.train import fast_precision, fit
+from advlook.parallel import fast_precision
+from advlook.train import fit
 from common import RESULTS, Rows
 
 EPS, BATCH = 4/255, 256
-USED = ["core", "noise", "functions", "attacks", "balls", "batches", "runs", "train", "objectives"]
+USED = ["core", "noise", "functions", "attacks", "balls", "batches", "runs", "resume", "parallel", "train", "objectives"]
 COLUMNS = ["part", "contender", "objective", "precision", "block", "n", "seconds", "cpu"]
 
 
