@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from .core import scores
 from .images import Images, check_classes, check_images, check_labels
-from .data import to_labels
+from .splits import to_labels
 
 # %% ../nbs/05b_accept.ipynb #488e78fd
 def accept_labels(

@@ -20,16 +20,18 @@ from torch import Tensor, nn
 
 from .accept import Wrapped
 from .apgd import apgd
-from .attacks import Expectation, ask, check_finite, check_rivals, prepare
 from .balls import L1, Linf, inside
-from .core import answers, device_of, frozen, predict, to_float
+from .core import answers, ask, device_of, frozen, predict, to_float
 from .fab import fab
 from .files import atomic, digest
 from .functions import describe, progress
 from .images import Images, check_classes
+from .losses import check_rivals
 from .noise import PerImage
+from .passes import check_finite, prepare
 from .square import square
 from .standin import StandIn, standin
+from .variants import Expectation
 
 if TYPE_CHECKING: import pandas as pd
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['draw_moves', 'crop_and_flip', 'batch_count', 'batches', 'ahead', 'labelled', 'class_names', 'renumbered',
-           'check_classes', 'looked_at']
+           'check_classes', 'check_model', 'looked_at']
 
 # %% ../nbs/20_batches.ipynb #b5f0c2a3
 from collections import deque
@@ -120,6 +120,19 @@ def renumbered(
 def check_classes(y: Tensor, classes: int, what: str) -> None:
     if len(y) and y.max() >= classes:
         raise ValueError(f"{what}: labels run to {y.max()}, but the model has {classes} classes, counted from 0")
+
+
+def check_model(model: nn.Module) -> None:
+    "ValueError for a model that can't be trained"
+    if any(t.is_inference() for t in (*model.parameters(), *model.buffers())):
+        raise ValueError("this model was made under torch.inference_mode(), and what is made there can't be trained; "
+                         "make it elsewhere, or train copy.deepcopy(model)")
+    kinds = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    if strange := kinds - {torch.float32, torch.float64}:
+        raise ValueError(f"this model's weights are {strange.pop()}, in which small steps of training vanish; "
+                         "use model.float(), and precision=\"bf16\" to compute fast")
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ValueError("this model has no parameters that could be trained; model.requires_grad_() frees frozen ones")
 
 # %% ../nbs/20_batches.ipynb #90e2d6ab
 def looked_at(

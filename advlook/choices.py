@@ -51,7 +51,7 @@ def make_ball(norm: str = "linf", eps: str | None = None):
 
 # %% ../nbs/62b_choices.ipynb #ecbadc0e
 ATTACKS: dict[str, str] = {  # name -> the page that holds it
-    "pgd": "attacks", "fgsm": "attacks", "bim": "attacks", "mi_fgsm": "attacks", "virtual_adversarial": "attacks",
+    "pgd": "attacks", "fgsm": "attacks", "bim": "attacks", "mi_fgsm": "attacks", "virtual_adversarial": "variants",
     "apgd": "apgd", "fab": "fab", "square": "square", "autoattack": "autoattack",
     "deepfool": "minimal", "cw": "minimal", "jsma": "sparse", "one_pixel": "sparse"}
 _ALWAYS = {"fab": dict(targets=9)}  # of AutoAttack's

@@ -196,7 +196,8 @@ def train(
     from advlook.data import CATALOG
     from advlook.models import create_model
     from advlook.objectives import make_objective, training_attack
-    from advlook.train import fast_precision, fit
+    from advlook.parallel import fast_precision
+    from advlook.train import fit
     from advlook.watch import print_row, to_tensorboard, watch, write_csv
     from advlook.saved import save_model
     if (least != 0.25 or jitter) and not stream: raise ValueError("--least and --jitter are of the random crops of --stream; without it photos are shifted by at most an eighth")

@@ -13,10 +13,12 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor, nn
 
-from .attacks import FAR, Standing, ask, check_finite, differentiable, fooled, other_classes, prepare, slope
 from .balls import L1, L2, Linf, per_image
+from .core import ask
 from .functions import progress
+from .losses import FAR, fooled, other_classes
 from .noise import draw
+from .passes import Active, check_finite, differentiable, prepare, slope
 
 # %% ../nbs/13_fab.ipynb #6b477012
 def fill(
@@ -116,17 +118,17 @@ def fab(
     check_finite("FAB, at the start", z, wait=True)
     rivals = other_classes(z, y, targets or 1)
     aims = rivals if targets else torch.full_like(y, -1)[:, None]
-    standing, best, length = Standing(x, y, stop), x.clone(), torch.full((len(x),), torch.inf, dtype=x.dtype, device=x.device)
-    standing.index = (z.argmax(1) == y).nonzero().flatten() if ball.eps > 0 else standing.index[:0]
+    active, best, length = Active(x, y, stop), x.clone(), torch.full((len(x),), torch.inf, dtype=x.dtype, device=x.device)
+    active.index = (z.argmax(1) == y).nonzero().flatten() if ball.eps > 0 else active.index[:0]
     for turn in progress(range(aims.shape[1] * restarts), "fab"):
-        if not len(standing): break
-        here, labels, aim, noise, known = standing.part(x, y, aims[:, turn // restarts], generator, length)
+        if not len(active): break
+        here, labels, aim, noise, known = active.part(x, y, aims[:, turn // restarts], generator, length)
         at = here if turn % restarts == 0 else _half_way(here, ball, known, noise)
-        with torch.no_grad(): s = _walk(model, here, labels, aim, ball, steps, alpha_max, eta, beta, at, standing)
-        shorter = s.length < length[standing.index]
-        which = standing.index[shorter]
+        with torch.no_grad(): s = _walk(model, here, labels, aim, ball, steps, alpha_max, eta, beta, at, active)
+        shorter = s.length < length[active.index]
+        which = active.index[shorter]
         best[which], length[which] = s.best[shorter], s.length[shorter]
-    return standing.finish(torch.where(per_image(length <= ball.eps, x), best, x)[standing.index])
+    return active.finish(torch.where(per_image(length <= ball.eps, x), best, x)[active.index])
 
 
 def _half_way(x, ball, known, generator) -> Tensor:
@@ -136,7 +138,7 @@ def _half_way(x, ball, known, generator) -> Tensor:
     return (x + t * per_image(torch.where(far.isfinite(), far, 0) / 2 / ball.norm(t).clamp_min(1e-12), x)).clamp(0, 1)
 
 # %% ../nbs/13_fab.ipynb #ca49ae0d
-def _walk(model, x, y, aim, ball, steps, alpha_max, eta, beta, at, standing) -> SimpleNamespace:
+def _walk(model, x, y, aim, ball, steps, alpha_max, eta, beta, at, active) -> SimpleNamespace:
     "From `at`: the state of those that still stand, with the nearest crossing of each"
     kind, n = type(ball), len(x)
     s = SimpleNamespace(x=x, y=y, aim=aim, at=at, best=x, length=torch.full((n,), torch.inf, dtype=x.dtype, device=x.device), crossed=torch.zeros(n, dtype=torch.bool, device=x.device))
@@ -148,8 +150,8 @@ def _walk(model, x, y, aim, ball, steps, alpha_max, eta, beta, at, standing) -> 
         far = ball.norm(s.at - s.x)
         nearer = now & (far < s.length)
         s.best, s.length = torch.where(per_image(nearer, x), s.at, s.best), torch.where(nearer, far, s.length)
-        _leave(s, standing, nearer & (far <= ball.eps), old := SimpleNamespace(now=now, ready=ready))
-        if not len(standing) or i == steps - 1: break
+        _leave(s, active, nearer & (far <= ball.eps), old := SimpleNamespace(now=now, ready=ready))
+        if not len(active) or i == steps - 1: break
         s.at = torch.where(per_image(old.now, s.at), s.x + beta * (s.at - s.x), s.at)
         s.crossed = old.now
         again = old.now | ~old.ready
@@ -168,10 +170,10 @@ def _check(model, s, ready, kind, where) -> Tensor:  # bool [n]
     return now
 
 
-def _leave(s, standing, candidates, more) -> None:
+def _leave(s, active, candidates, more) -> None:
     "Those that `stop` confirms leave `s` and `more`"
-    if standing.stop is None or not candidates.any(): return
+    if active.stop is None or not candidates.any(): return
     names, others = vars(s).copy(), vars(more).copy()
-    parts = standing.leave(candidates, s.at, *names.values(), *others.values())
+    parts = active.leave(candidates, s.at, *names.values(), *others.values())
     s.__dict__.update(zip(names, parts))
     more.__dict__.update(zip(others, parts[len(names):]))

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
-from .gradients import input_gradient, logit
+from .gradients import input_gradient
+from .losses import logit
 
 # %% ../nbs/32_guided.ipynb #1cb3b491
 def nodes(

@@ -22,7 +22,7 @@ from .balls import Linf, into
 from .core import frozen, logits
 from .functions import call
 from .noise import PerImage, draw
-from .train import standard_loss
+from .parallel import standard_loss
 
 # %% ../nbs/21_objectives.ipynb #64541b9b
 def noise_loss(

@@ -24,7 +24,9 @@ def to_picture(
     x: Tensor,  # one image [C,H,W], uint8 or float in [0,1], C = 1 or 3
 ) -> np.ndarray:  # [H,W,3] float in [0,1]
     "An image as matplotlib wants it"
-    return to_float(x.detach().cpu()).clamp(0, 1).expand(3, -1, -1).permute(1, 2, 0).float().numpy()
+    pixels = to_float(x.detach().cpu()).clamp(0, 1)
+    colors = pixels.float().expand(3, -1, -1)
+    return colors.permute(1, 2, 0).numpy()
 
 
 def show_rows(
@@ -33,23 +35,36 @@ def show_rows(
     width: float = 1.1,  # of a column, in inches
 ) -> "Figure":
     "A grid: a row a name, a column an image"
-    import matplotlib.pyplot as plt
-    n = max(len(x) for x in rows.values())
-    figure, axes = plt.subplots(len(rows), n, figsize=(width * n + 0.9, width * len(rows) + 0.25), squeeze=False, layout="constrained")
+    columns = max(map(len, rows.values()))
+    figure, axes = _grid(len(rows), columns, width)
+    beside = dict(rotation=0, ha="right", va="center", fontsize=9)
     for line, (name, x) in zip(axes, rows.items()):
-        for axis in line: axis.set(xticks=[], yticks=[]); axis.spines[:].set_visible(False)
-        for axis, image in zip(line, x): axis.imshow(to_picture(image), interpolation="nearest")
-        line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
-    for axis, title in zip(axes[0], titles or []): axis.set_title(title, fontsize=8)
+        line[0].set_ylabel(name, **beside)
+        for axis, image in zip(line, x):
+            axis.imshow(to_picture(image), interpolation="nearest")
+    for axis, title in zip(axes[0], titles or []):
+        axis.set_title(title, fontsize=8)
+    return figure
+
+
+def _grid(rows: int, columns: int, width: float) -> "tuple[Figure, np.ndarray]":
+    "A figure of bare axes [rows, columns], close together"
+    import matplotlib.pyplot as plt
+    size = width * columns + 0.9, width * rows + 0.25   # with room for names and titles
+    options = dict(figsize=size, squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(rows, columns, **options)
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+        axis.spines[:].set_visible(False)
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
     plt.close(figure)  # a returned figure is shown once, not twice
-    return figure
+    return figure, axes
 
 # %% ../nbs/01_show.ipynb #ccd73b1f
 def map_scale(maps: Tensor, share: float = 0.995) -> float:
     "The magnitude that a share of all values stays below; 1 if everything is zero"
-    values = maps.detach().abs().flatten().float().cpu().numpy()
-    return float(np.quantile(values, share)) or 1.0
+    sizes = maps.detach().abs().float().cpu()
+    return float(np.quantile(sizes.numpy(), share)) or 1.0
 
 
 def signed_picture(
@@ -57,7 +72,8 @@ def signed_picture(
     scale: float,  # the value that reaches full color
 ) -> Tensor:  # in [0,1], same shape; 0.5 where the map is zero
     "Signed values as pixels"
-    return (0.5 + 0.5 * maps.detach().cpu().float() / scale).clamp(0, 1)
+    m = maps.detach().cpu().float()
+    return (0.5 + 0.5 * m / scale).clamp(0, 1)
 
 
 def show_maps(
@@ -68,10 +84,13 @@ def show_maps(
     width: float = 1.1,  # of a column, in inches
 ) -> "Figure":
     "Signed maps in rows, zero at mid-grey, each row's scale beside its name"
-    every = map_scale(torch.cat([m.detach().cpu().flatten() for m in maps.values()])) if shared else None
-    scales = {name: every or map_scale(m) for name, m in maps.items()}
-    rows = {"image": images} if images is not None else {}
-    rows |= {f"{name}\n±{scales[name]:.2g}": signed_picture(m, scales[name]) for name, m in maps.items()}
+    maps = {name: m.detach().cpu() for name, m in maps.items()}
+    values = [m.flatten() for m in maps.values()]
+    every = map_scale(torch.cat(values)) if shared else None
+    rows = {} if images is None else {"image": images}
+    for name, m in maps.items():
+        scale = every or map_scale(m)
+        rows[f"{name}\n±{scale:.2g}"] = signed_picture(m, scale)
     return show_rows(rows, titles, width)
 
 # %% ../nbs/01_show.ipynb #2dafd300
@@ -84,8 +103,9 @@ def color_of(
     names: list[str],  # all models shown, in their order
 ) -> str:  # hexadecimal
     "The color of a model, the same in every figure; the paper's for STD and ADV"
+    if name in COLORS: return COLORS[name]
     others = [n for n in names if n not in COLORS]
-    return COLORS[name] if name in COLORS else MORE_COLORS[others.index(name) % len(MORE_COLORS)]
+    return MORE_COLORS[others.index(name) % len(MORE_COLORS)]
 
 
 def fill_between(
@@ -95,12 +115,15 @@ def fill_between(
     between: tuple[str, str] | None = None,  # the two curves whose difference is filled
 ) -> "Axes":
     "Curves, and the region between two of them in the color of the higher one"
-    for name, values in curves.items():
-        axis.plot(x, values, color=color_of(name, list(curves)), label=name, marker="o", markersize=2.5, linewidth=1.5)
+    colors = {name: color_of(name, list(curves)) for name in curves}
+    drawn = dict(marker="o", markersize=2.5, linewidth=1.5)
+    for name, y in curves.items():
+        axis.plot(x, y, label=name, color=colors[name], **drawn)
     if between:
         a, b = (np.asarray(curves[name], float) for name in between)
-        for name, where in zip(between, (a >= b, b >= a)):
-            axis.fill_between(x, a, b, where=where, interpolate=True, color=color_of(name, list(curves)), alpha=0.25, linewidth=0)
+        filled = dict(interpolate=True, alpha=0.25, linewidth=0)
+        for name, higher in zip(between, (a >= b, b >= a)):
+            axis.fill_between(x, a, b, where=higher, color=colors[name], **filled)
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(alpha=0.25)
     return axis

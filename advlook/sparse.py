@@ -13,11 +13,12 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor, nn
 
-from .attacks import (FAR, Standing, ask, check_finite, check_rivals, differentiable, fooled, make_loss,
-                             other_classes, prepare, slope)
 from .balls import L0
+from .core import ask
 from .functions import progress
+from .losses import FAR, check_rivals, fooled, make_loss, other_classes
 from .noise import draw
+from .passes import Active, check_finite, differentiable, prepare, slope
 
 # %% ../nbs/17_sparse.ipynb #ee3abc5b
 def forward_derivative(
@@ -80,18 +81,18 @@ def jsma(
     if not len(x): return x.clone()
     with torch.no_grad(): z = ask(model, x)
     check_rivals(z, y, targeted)
-    standing, most = Standing(x, y, stop or _everyone), int(gamma * x[:1].numel())
+    active, most = Active(x, y, stop or _everyone), int(gamma * x[:1].numel())
     s = SimpleNamespace(x=x, at=x, y=y, target=y if targeted else other_classes(z, y, 1).flatten())
     for i in progress(range(most * math.ceil(1 / abs(theta)) + 1), "jsma"):
         z, alpha, beta = forward_derivative(model, s.at, s.target, f"JSMA, step {i + 1}")
-        *kept, alpha, beta = standing.leave(fooled(z, s.y, targeted), s.at, *vars(s).values(), alpha, beta)
+        *kept, alpha, beta = active.leave(fooled(z, s.y, targeted), s.at, *vars(s).values(), alpha, beta)
         s = SimpleNamespace(**dict(zip(vars(s), kept)))
-        if not len(standing): break
+        if not len(active): break
         on = _move(s, alpha, beta, theta, pairs)
         on &= ((s.at != s.x).flatten(1).sum(1) <= most) & (ball.norm(s.at - s.x) <= ball.eps)
-        standing.index, s = standing.index[on], SimpleNamespace(**{name: v[on] for name, v in vars(s).items()})
-        if not len(standing): break
-    return standing.finish(x[standing.index])
+        active.index, s = active.index[on], SimpleNamespace(**{name: v[on] for name, v in vars(s).items()})
+        if not len(active): break
+    return active.finish(x[active.index])
 
 # %% ../nbs/17_sparse.ipynb #b4e3d465
 def _move(s: SimpleNamespace, alpha: Tensor, beta: Tensor, theta: float, pairs: bool) -> Tensor:  # bool [n]: found something to move
@@ -146,7 +147,7 @@ def one_pixel(
     population: int = 400,  # candidates, which are one batch; at least 5
     generations: int = 100,  # at most; an image is done as soon as its class has changed
     targeted: bool = False,
-    loss: str | Callable = "ce",  # what has to rise; with the paper's, the true class loses probability: a name in `attacks.LOSSES`, or (logits, y) -> [N]
+    loss: str | Callable = "ce",  # what has to rise; with the paper's, the true class loses probability: a name in `losses.LOSSES`, or (logits, y) -> [N]
     ball=None,  # L0(k): k pixels, in place of `pixels`
     generator: torch.Generator | None = None,
     stop: Callable | None = None,  # (x_adv, y) -> bool: which candidates have fallen; None: all of them
@@ -160,9 +161,9 @@ def one_pixel(
     with torch.no_grad(): z = ask(model, x)
     check_finite("one pixel, at the start", z, wait=True)
     check_rivals(z, y, targeted)
-    standing, climb = Standing(x, y, stop or _everyone), make_loss(loss, targeted)
+    active, climb = Active(x, y, stop or _everyone), make_loss(loss, targeted)
     seeds = (draw(torch.rand, torch.empty(len(x), 1), generator) * 2**24).long().flatten().tolist()
-    standing.leave(fooled(z, y, targeted), x)
-    for i in progress(standing.index.tolist() if pixels else [], "one pixel"):
-        standing.result[i] = _evolve(model, x[i:i + 1], y[i:i + 1], pixels, population, generations, climb, targeted, seeds[i], standing.stop)[0]
-    return standing.result
+    active.leave(fooled(z, y, targeted), x)
+    for i in progress(active.index.tolist() if pixels else [], "one pixel"):
+        active.result[i] = _evolve(model, x[i:i + 1], y[i:i + 1], pixels, population, generations, climb, targeted, seeds[i], active.stop)[0]
+    return active.result

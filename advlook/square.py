@@ -13,10 +13,12 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor, nn
 
-from .attacks import Standing, ask, check_finite, check_rivals, fooled, make_loss, prepare
 from .balls import L1, L2, Linf, into, per_image
+from .core import ask
 from .functions import progress
+from .losses import check_rivals, fooled, make_loss
 from .noise import draw
+from .passes import Active, check_finite, prepare
 
 # %% ../nbs/15_square.ipynb #02c74b9a
 def side_of_square(
@@ -114,7 +116,7 @@ def square(
     queries: int = 5000,  # forward passes of an image, at most
     p_init: float = 0.8,  # share of the image that the first squares cover
     restarts: int = 1,
-    loss: str | Callable = "margin",  # what has to rise: a name in `attacks.LOSSES`, or (logits, y) -> [N]
+    loss: str | Callable = "margin",  # what has to rise: a name in `losses.LOSSES`, or (logits, y) -> [N]
     generator: torch.Generator | None = None,
     stop: Callable | None = None,  # (x_adv, y) -> bool: which candidates have fallen; None: those whose answer is wrong
 ) -> Tensor:  # [N,C,H,W] in [0,1], in the ball around x
@@ -123,32 +125,32 @@ def square(
     if not isinstance(ball, (Linf, L2, L1)): raise ValueError(f"Square knows Linf, L2 and L1, but the ball is {ball!r}")
     x, y = prepare(model, x, y)
     value = make_loss(loss)
-    standing, end = Standing(x, y, stop or (lambda x_adv, y: torch.ones_like(y, dtype=torch.bool))), x.clone()
+    active, end = Active(x, y, stop or (lambda x_adv, y: torch.ones_like(y, dtype=torch.bool))), x.clone()
     for _ in range(restarts):
-        if not len(standing): break
-        here, labels, noise = standing.part(x, y, generator)
-        with torch.no_grad(): s = _search(model, here, labels, ball, queries, p_init, value, noise, standing)
-        end[standing.index] = s.best
-    return standing.finish(end[standing.index])
+        if not len(active): break
+        here, labels, noise = active.part(x, y, generator)
+        with torch.no_grad(): s = _search(model, here, labels, ball, queries, p_init, value, noise, active)
+        end[active.index] = s.best
+    return active.finish(end[active.index])
 
 # %% ../nbs/15_square.ipynb #b70b689e
 DRAWN = 64  # queries whose random numbers are drawn at once
 
 
-def _search(model, x, y, ball, queries, p_init, value, generator, standing) -> SimpleNamespace:
+def _search(model, x, y, ball, queries, p_init, value, generator, active) -> SimpleNamespace:
     "Propose, ask, keep: the state of the images that still stand"
     (start, propose) = (_stripes, _squares) if isinstance(ball, Linf) else (_bumps, _moved)
     s = SimpleNamespace(x=x, y=y, best=start(x, ball, generator), generator=generator)
     s.loss, s.fell = _ask(model, s.best, y, value, first=True)
     for i in progress(range(queries - 1), "square"):
         if i % DRAWN == 0 or not hasattr(s, "u"): s.u = draw(torch.rand, x.new_empty(len(s.x), DRAWN, 5 + x.shape[1]), s.generator)
-        _leave(s, standing)
-        if not len(standing): break
+        _leave(s, active)
+        if not len(active): break
         new = propose(s, s.u[:, i % DRAWN], side_of_square(i, *x.shape[2:], p_init), ball)
         loss, fell = _ask(model, new, s.y, value)
         better = (loss > s.loss) | (fell & ~s.fell)
         s.best, s.loss, s.fell = torch.where(per_image(better, new), new, s.best), torch.where(better, loss, s.loss), s.fell | fell
-    _leave(s, standing)
+    _leave(s, active)
     return s
 
 
@@ -161,7 +163,7 @@ def _ask(model, x, y, value, first=False) -> tuple[Tensor, Tensor]:
     return loss, fooled(z, y)
 
 
-def _leave(s, standing) -> None:
+def _leave(s, active) -> None:
     if not s.fell.any(): return
     names = vars(s).copy()
-    s.__dict__.update(zip(names, standing.leave(s.fell, s.best, *names.values())))
+    s.__dict__.update(zip(names, active.leave(s.fell, s.best, *names.values())))

@@ -21,12 +21,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .data import CATALOG, as_name, find_source, list_photos, local_folder, open_split, title_of, to_labels
+from .catalog import CATALOG, as_name, find_source, local_folder, title_of
 from .folders import Tree, survey
 from .images import Images
 from .layouts import tell_left_out
 from .noise import image_seeds
 from .photos import decode, open_photo
+from .splits import list_photos, open_split, to_labels
 from .tables import choose_split, column_values, find_tables, quiet_datasets
 from .batches import ahead
 

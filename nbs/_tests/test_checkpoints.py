@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from advlook import checkpoints, fitting
+from advlook import fitting, matching, pickles
 from advlook.checkpoints import read_weights
 from advlook.models import create_model
 from advlook.preparation import set_preparation
@@ -117,15 +117,15 @@ def test_disguised_archive(tmp_path):
 def test_nothing_is_changed(tmp_path):
     "A program can't reach functions, modules or the environment to change them"
     import torch._utils
-    before = dict(checkpoints._KNOWN), checkpoints._tensor.__defaults__, dict(os.environ), list(sys.path), torch._utils._rebuild_tensor_v2.__defaults__
+    before = dict(pickles._KNOWN), pickles._tensor.__defaults__, dict(os.environ), list(sys.path), torch._utils._rebuild_tensor_v2.__defaults__
     rebuild = name("torch._utils", "_rebuild_tensor_v2")
     for program in (name("os", "environ") + text("HARM") + text("1") + b"s", name("sys", "path") + text("harm") + b"a", name("sys", "modules") + text("harm") + text("1") + b"s",
                     rebuild + b"N}" + text("__defaults__") + b"(K\x01ts\x86b", rebuild + b"}" + text("__wrapped__") + text("harm") + b"sb", name("collections", "OrderedDict") + b"}" + text("fromkeys") + b"Nsb"):
         for n, content in enumerate([zipped(b"\x80\x02" + program + b"."), legacy(b"\x80\x02" + program + b".")]):
             (tmp_path/f"{n}.pt").write_bytes(content)
             with pytest.raises(ValueError): read_weights(tmp_path/f"{n}.pt")
-    assert before == (checkpoints._KNOWN, checkpoints._tensor.__defaults__, dict(os.environ), sys.path, torch._utils._rebuild_tensor_v2.__defaults__)
-    assert not hasattr(checkpoints._tensor, "__wrapped__") and "harm" not in sys.modules
+    assert before == (pickles._KNOWN, pickles._tensor.__defaults__, dict(os.environ), sys.path, torch._utils._rebuild_tensor_v2.__defaults__)
+    assert not hasattr(pickles._tensor, "__wrapped__") and "harm" not in sys.modules
 
 
 @pytest.mark.parametrize("program", [
@@ -419,17 +419,17 @@ def test_parts_of_larger_networks():
     "Both sides of the line, on pairs of published architectures of which one contains the other"
     for small, large in ("timm:vit_small_patch16_rope_224", "timm:vit_small_patch16_rope_ape_224"), ("timm:vit_small_patch16_rope_224", "timm:vit_small_patch16_rope_mixed_224"), \
             ("timm:vit_base_patch16_siglip_gap_224", "timm:vit_base_patch16_siglip_224"), ("timm:mvitv2_small", "timm:mvitv2_small_cls"), ("timm:efficientvim_m1", "timm:efficientvim_m1_dist"), ("timm:deit_tiny_patch16_224", None):
-        own = fitting.shapes_of(small)
-        if large: state = fitting.shapes_of(large)
+        own = matching.shapes_of(small)
+        if large: state = matching.shapes_of(large)
         else: state = own | {k.replace("blocks.0", "blocks.12"): v for k, v in own.items()}
         assert all(k in state and state[k].shape == v.shape for k, v in own.items()), "not contained, so this proves nothing"
-        assert fitting.parts_beyond(state, own, *fitting.align(state, own)), large
-    own = fitting.shapes_of(RESNET)
+        assert matching.parts_beyond(state, own, *matching.align(state, own)), large
+    own = matching.shapes_of(RESNET)
     state = {k: torch.empty_like(v, device="meta") for k, v in own.items()} | {"fc.weight": torch.empty(7, 512), "fc.bias": torch.empty(7)}
     for more in named(state, "0.") | {"1.weight": torch.ones(3, 7)}, named(state, "backbone.") | {"out.weight": torch.ones(3, 7)}, named(state, "net1.") | named(state, "net2."):   # a layer behind, an ensemble
-        assert fitting.parts_beyond(more, own, *fitting.align(more, own))
+        assert matching.parts_beyond(more, own, *matching.align(more, own))
     for more in {"head2.weight": torch.ones(7, 512)}, {"centers": torch.ones(7, 512)}, {"loss.weight": torch.ones(7)}, {"model_ema.conv1weight": torch.ones(64, 3, 7, 7)}, {"layer1.0.attn_mask": torch.ones(4, 4)}, {"mask_token": torch.ones(1, 1, 9)}:
-        assert not fitting.parts_beyond(state | more, own, *fitting.align(state | more, own)), more
+        assert not matching.parts_beyond(state | more, own, *matching.align(state | more, own)), more
 
 
 def test_what_may_be_missing(tmp_path, hasty):

@@ -9,7 +9,9 @@ import pytest
 import torch
 from PIL import Image, features
 
-from advlook.data import CATALOG, content_hash, find_source, load_images, local_folder
+from advlook import catalog, data, decoding, splits
+from advlook.catalog import CATALOG, find_source, local_folder
+from advlook.data import content_hash, load_images
 from advlook.folders import LARGEST
 from advlook.layouts import numbered, read_folder
 from advlook.photos import reads_heic
@@ -106,22 +108,20 @@ def test_gated_set_says_how_to_log_in(tmp_path):
 
 def test_large_sets_are_not_loaded_whole(tmp_path, monkeypatch):
     "Of a local set over the limit only the chosen images are decoded, and nothing of it is kept"
-    import advlook.data as data
     monkeypatch.setenv("ADVLOOK_DATA", str(tmp_path)); monkeypatch.setenv("ADVLOOK_CACHE", str(tmp_path/"cache"))
     write_set(tmp_path, "food101", 40)
     monkeypatch.setattr(data, "CACHE_LIMIT", 10)
     seen = []
-    monkeypatch.setattr(data, "open_photo", lambda *args, old=data.open_photo: seen.append(1) or old(*args))
+    monkeypatch.setattr(decoding, "open_photo", lambda *args, old=decoding.open_photo: seen.append(1) or old(*args))
     images = load_images("food101", "test", n=10)
     assert len(seen) == 10 and images.y.bincount().tolist() == [2] * 5 and not (tmp_path/"cache").exists()
 
 
 def test_large_sets_of_the_hub_are_streamed(tmp_path, monkeypatch):
     "What would fill the disk is fetched row by row: here from parquet files that stand in for the hub's"
-    import advlook.data as data
     monkeypatch.delenv("ADVLOOK_DATA", raising=False); monkeypatch.setenv("ADVLOOK_CACHE", str(tmp_path/"cache"))
     write_set(tmp_path/"hub", "imagenet", 40)
-    monkeypatch.setattr(data, "find_source", lambda name: (str(tmp_path/"hub"/name), None, None))
+    monkeypatch.setattr(splits, "find_source", lambda name: (str(tmp_path/"hub"/name), None, None))
     with pytest.raises(ValueError, match="too large to be loaded whole; say how many"): load_images("imagenet", "test")
     images = load_images("imagenet", "test", n=10, seed=1)
     assert images.x.shape == (10, 3, 224, 224) and images.y.max() < 5 and len(images.names) == 1000 and not (tmp_path/"cache").exists()
@@ -435,8 +435,7 @@ def test_metadata_that_is_ignored(here):
 
 
 def test_a_path_is_a_path_and_a_name_the_catalogues(here, monkeypatch):
-    import advlook.data as data
-    monkeypatch.setattr(data, "hub_answers", lambda: False)
+    monkeypatch.setattr(catalog, "hub_answers", lambda: False)
     photos(here/"cifar10", "a/1.png", "b/2.png"); photos(here/"mine", "a/1.png")
     photos(here/"shapes-textures", "a/1.png")
     for name in "./cifar10", "cifar10/", str(here/"cifar10"), Path("cifar10"), Path(

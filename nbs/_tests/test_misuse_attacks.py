@@ -9,17 +9,20 @@ from torch import nn
 
 from advlook import core
 from advlook.apgd import apgd
-from advlook.attacks import bim, gradient, make_loss, mi_fgsm, other_classes, pgd, virtual_adversarial
+from advlook.attacks import bim, mi_fgsm, pgd
 from advlook.autoattack import autoattack, autoattack_table, stages
 from advlook.balls import L0, L1, L2, Linf
+from advlook.fab import fab, to_plane
 from advlook.functions import takes
 from advlook.images import Images
-from advlook.noise import PerImage
-from advlook.fab import fab, to_plane
+from advlook.losses import make_loss, other_classes
 from advlook.minimal import cw, deepfool
+from advlook.noise import PerImage
+from advlook.passes import gradient
 from advlook.sparse import jsma, one_pixel
 from advlook.square import square
 from advlook.universal import universal
+from advlook.variants import virtual_adversarial
 
 FAR, LIMITED = L2(math.inf), Linf(0.1)
 ATTACKS = dict(

@@ -9,19 +9,22 @@ from torch import nn
 
 import advlook.standin
 from advlook.apgd import apgd
-from advlook.attacks import LOSSES, bim, fgsm, gradient, mi_fgsm, pgd, virtual_adversarial
+from advlook.attacks import bim, fgsm, mi_fgsm, pgd
 from advlook.autoattack import autoattack, stages
 from advlook.balls import L0, L1, L2, Linf, into
 from advlook.core import predict, to_float
-from advlook.images import Images
-from advlook.noise import PerImage
 from advlook.data import example_images
 from advlook.fab import fab
+from advlook.images import Images
+from advlook.losses import LOSSES
 from advlook.minimal import cw, deepfool
+from advlook.noise import PerImage
+from advlook.passes import gradient
 from advlook.robustness import robust_accuracy, survives
 from advlook.sparse import jsma, one_pixel
 from advlook.square import square
 from advlook.standin import Exact, standin
+from advlook.variants import virtual_adversarial
 from advlook.zoo import load_trio
 from test_house import ROOT
 

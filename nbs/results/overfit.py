@@ -1,9 +1,9 @@
-"""A real robust overfitting: an ADV model goes on learning from 2,000 photos alone. Its log goes to overfit.csv beside this file.
+"""A real robust overfitting: an ADV model goes on learning from 2,000 photos alone
 
-    python nbs/results/overfit.py
+    python nbs/results/overfit.py     its log goes to overfit.csv beside this file
 
-PGD with two steps at the radius at which the model was trained, without crops and flips. The probe takes test images, as the model has seen
-all others. A second call goes on where the first was killed.
+PGD with two steps at the radius at which the model was trained, without crops and flips. The probe takes test images,
+as the model has seen all others. A second call goes on where the first was killed.
 """
 import argparse
 from functools import partial
@@ -32,9 +32,15 @@ def main():
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    few, probe = (hold_out(load_images("cifar10", split), n)[1] for split, n in (("train", args.n), ("test", args.probe)))
-    rows = fit(open_model(args.start), few, None, make_objective("pgd", args.eps / 255, steps=2), out=args.runs, log=print_row, watch=partial(watch, images=probe, ball=Linf(args.eps / 255), on_collapse="go on"), **HOW)
-    keep("overfit", rows, command=f"python nbs/results/overfit.py --start {args.start} --eps {args.eps} --n {args.n} --probe {args.probe}", start=args.start, eps=args.eps, n=args.n, probe=args.probe, **HOW)
+    few = hold_out(load_images("cifar10", "train"), args.n)[1]
+    probe = hold_out(load_images("cifar10", "test"), args.probe)[1]
+    eps = args.eps / 255
+    objective = make_objective("pgd", eps, steps=2)
+    probed = partial(watch, images=probe, ball=Linf(eps), on_collapse="go on")
+    rows = fit(open_model(args.start), few, None, objective, out=args.runs, log=print_row, watch=probed, **HOW)
+    about = dict(start=args.start, eps=args.eps, n=args.n, probe=args.probe)
+    options = " ".join(f"--{key} {value}" for key, value in about.items())
+    keep("overfit", rows, command=f"python nbs/results/overfit.py {options}", **about, **HOW)
 
 
 if __name__ == "__main__": main()
