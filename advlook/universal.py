@@ -28,12 +28,21 @@ class Universal:
 
     def __repr__(self): return f"universal({self.ball})"
 
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor | None = None) -> Tensor:  # [N,C,H,W] in [0,1], in the ball around x
+    def __call__(
+        self,
+        model: nn.Module,  # not asked
+        x: Tensor,  # images [N,C,H,W] in [0,1]
+        y: Tensor | None = None,  # not used
+    ) -> Tensor:  # [N,C,H,W] in [0,1], in the ball around x
         "The images with the perturbation. ValueError if they have another size than it"
-        if check_images(x).shape[1:] != self.perturbation.shape[1:]: raise ValueError(f"this perturbation is for images of shape {list(self.perturbation.shape[1:])}, but these have {list(x.shape[1:])}; make one from images of that size")
+        here = list(check_images(x).shape[1:])
+        made_for = list(self.perturbation.shape[1:])
+        if here != made_for:
+            raise ValueError(f"this perturbation is for images of shape {made_for}, "
+                             f"but these have {here}; make one from images of that size")
         return (x.detach() + self.perturbation.to(x)).clamp(0, 1)
 
-
+# %% ../nbs/18_universal.ipynb #un1ver5a
 def universal(
     model: nn.Module,  # images in [0,1] to logits; put in evaluation mode meanwhile
     images: Images,  # what it is made from; without labels the model's predictions stand in
@@ -45,22 +54,42 @@ def universal(
     clamp: float = 9.0,  # an image's loss counts up to here
     seed: int = 0,  # of the order of the images
 ) -> Universal:  # an attack, with its `.perturbation` [1,C,H,W]
-    "One perturbation for a set (Moosavi-Dezfooli et al. 2017), by projected ascent on a clamped loss (Shafahi et al. 2020)"
-    if not len(images) or epochs < 1 or batch_size < 1: raise ValueError(f"images, epochs and batch size are at least 1, but they are {len(images)}, {epochs} and {batch_size}")
-    if math.isinf(ball.eps): raise ValueError("a universal perturbation needs a bound; give the ball an eps, such as Linf(10/255)")
-    climb, device, generator = make_loss(loss), device_of(model), torch.Generator().manual_seed(seed)
-    y = predict(model, images.x, batch_size) if images.y is None else check_labels(images.y, len(images))
-    step_size, d = ball.eps / 4 if step_size is None else step_size, torch.zeros_like(to_float(images.x[:1].to(device)))
-    order = [part for _ in range(epochs) for part in torch.randperm(len(images), generator=generator).split(batch_size)]
+    """One perturbation for a set (Moosavi-Dezfooli et al. 2017),
+    by projected ascent on a clamped loss (Shafahi et al. 2020)"""
+    _check_options(len(images), ball, epochs, batch_size)
+    loss, device = make_loss(loss), device_of(model)
+    if images.y is None: y = predict(model, images.x, batch_size)
+    else: y = check_labels(images.y, len(images))
+    if step_size is None: step_size = ball.eps / 4
+    d = torch.zeros_like(to_float(images.x[:1].to(device)))
     with frozen(model):
-        for part in progress(order, "universal perturbation"):
-            g = _mean_gradient(model, check_images(to_float(images.x[part].to(device))), y[part].to(device), d, climb, clamp)
+        batches = _batches(len(images), epochs, batch_size, seed)
+        for index in progress(batches, "universal perturbation"):
+            x, labels = to_float(images.x[index].to(device)), y[index].to(device)
+            g = _mean_gradient(model, check_images(x), labels, d, loss, clamp)
             d = ball.project(d + step_size * ball.steepest(g))
     return Universal(d, ball)
 
 
-def _mean_gradient(model, x, y, d, climb, clamp) -> Tensor:  # [1,C,H,W]
+def _check_options(n: int, ball, epochs: int, batch_size: int) -> None:
+    if min(n, epochs, batch_size) < 1:
+        raise ValueError("images, epochs and batch size are at least 1, "
+                         f"but they are {n}, {epochs} and {batch_size}")
+    if math.isinf(ball.eps):
+        raise ValueError("a universal perturbation needs a bound; "
+                         "give the ball an eps, such as Linf(10/255)")
+
+
+def _batches(n, epochs, batch_size, seed) -> list[Tensor]:
+    "Positions of the images, in a new order each epoch"
+    generator = torch.Generator().manual_seed(seed)
+    orders = [torch.randperm(n, generator=generator) for _ in range(epochs)]
+    return [index for order in orders for index in order.split(batch_size)]
+
+
+def _mean_gradient(model, x, y, d, loss, clamp) -> Tensor:  # [1,C,H,W]
     "Of the clamped loss by the perturbation; numbers that leave [0,1] do not feel it"
     x_adv = (x + d).clamp(0, 1)
-    g = gradient(model, x_adv, y, lambda z, y: climb(z, y).clamp_max(clamp), "universal")[2]
+    clamped = lambda z, y: loss(z, y).clamp_max(clamp)
+    _, _, g = gradient(model, x_adv, y, clamped, "universal")
     return (g * (x_adv == x + d)).mean(0, keepdim=True)
