@@ -20,7 +20,7 @@ from .images import Images
 from .layouts import tell_left_out
 from .photos import decode
 from .scales import MADE, made_images
-from .splits import choose, list_photos, open_split, to_labels
+from .splits import Listed, choose, list_photos, open_split, to_labels
 
 # %% ../nbs/04d_data.ipynb #825c909e
 def content_hash(images: Images) -> str:
@@ -30,9 +30,6 @@ def content_hash(images: Images) -> str:
     return digest(size, *(t.contiguous().numpy() for t in held))
 
 # %% ../nbs/04d_data.ipynb #43ce7f8b
-CACHE_LIMIT = 2**30  # bytes of pixels; of larger sets only the images that are asked for are decoded
-
-
 def load_images(
     name: str | Path,  # of the catalogue, a made set (`scales.MADE`), a folder in $ADVLOOK_DATA; or a path: ./cifar10
     split: str = "test",  # "train" or "test"; a folder without splits has one
@@ -43,47 +40,84 @@ def load_images(
     interpolation: str = "bicubic",
     channels: int = 3,  # 1: grey
 ) -> Images:  # uint8 [N,C,H,W], labels int64 [N] or None, class names, and a note on what was done
-    "Images of a data set. ValueError: unknown name, nothing to read; ConnectionError: only the hub has it, and it is out of reach"
-    if n is not None and n < 1: raise ValueError(f"n is the number of images, at least 1, but it is {n}")
+    "Images of a data set. ValueError: unknown name, nothing to read; ConnectionError: only the hub has it, not reached"
+    if n is not None and n < 1:
+        raise ValueError(f"n is the number of images, at least 1, but it is {n}")
     name = as_name(name)
-    place, size = local_folder(name), size or CATALOG.get(name, {}).get("size")
+    place = local_folder(name)
+    size = size or CATALOG.get(name, {}).get("size")
     if name in MADE and not place: return made_images(name, split, n, seed, size)
-    tree, how = place and survey(place), (size, crop_pct, interpolation, channels)
-    unusual = map(str, how[1:] if how[1:] != (1.0, "bicubic", 3) else ())
-    tag = "-".join([title_of(name)[:60], split, str(size or "native"), *unusual])
-    file = cache_folder() / f"{tag}-{fingerprint(name, tree)}.safetensors"
-    if not (kept := from_cache(file)): kept = _decode_split(name, split, n, seed, how, file, tree)
+    tree = survey(place) if place else None
+    how = size, crop_pct, interpolation, channels
+    file = _cache_file(name, split, how, tree)
+    kept = from_cache(file) or _decode_split(name, split, n, seed, how, file, tree)
     images = kept.images
-    part = choose(None if images.y is None else images.y.numpy(), len(images), n, seed)
-    note = _note(len(part), len(images), title_of(name), split, kept, int(kept.enlarged[part].sum()))
+    y = None if images.y is None else images.y.numpy()
+    part = choose(y, len(images), n, seed)
+    note = _note(part, title_of(name), split, kept)
     return replace(images if len(part) == len(images) else images[part], note=note)
 
 
-def _decode_split(name: str, split: str, n: int | None, seed: int, how: tuple, file: Path, tree: Tree | None):
-    "`Decoded`: all of a set, or of a large one `n` images"
-    pixels, title = 3 * (how[0] or 224) ** 2, f"decoding {title_of(name)}"
+def _cache_file(name: str, split: str, how: tuple, tree: Tree | None) -> Path:
+    "Its name tells a person what is in it, and changes with the files and settings"
+    size, *others = how
+    unusual = others if others != [1.0, "bicubic", 3] else []
+    parts = [title_of(name)[:60], split, size or "native", *unusual]
+    tag = "-".join(map(str, parts))
+    return cache_folder() / f"{tag}-{fingerprint(name, tree)}.safetensors"
+
+# %% ../nbs/04d_data.ipynb #04d00002
+CACHE_LIMIT = 2**30  # bytes of pixels; of larger sets only the images that are asked for are decoded
+
+
+def _decode_split(
+    name: str, split: str, n: int | None, seed: int,
+    how: tuple,  # size, crop_pct, interpolation, channels
+    file: Path,  # in the cache
+    tree: Tree | None,
+) -> Decoded:
+    "All of a set, or of a large one `n` images"
+    pixels = 3 * (how[0] or 224) ** 2
     large = CATALOG.get(name, {}).get(split, 0) * pixels > CACHE_LIMIT
-    if large and not tree:   # it is on the hub, and would fill the disk
-        if n is None: raise ValueError(f"{name!r} ({split}) is too large to be loaded whole; say how many images: n=500")
-        rows, image, label = open_split(name, split, stream=True)
-        return decode_rows(rows.shuffle(seed=seed, buffer_size=max(n, 500)).take(n), image, label, *how, f"fetching {name}", n)
+    if large and not tree: return _fetch(name, split, n, seed, how)   # it is on the hub, and would fill the disk
     listed = list_photos(name, split, tree)
     if listed.total == 0: raise ValueError(f"the data set {name!r} is empty")
     whole = listed.total * pixels <= CACHE_LIMIT
-    y = None if whole or listed.labels is None else to_labels(listed.labels, listed.names)[0].numpy()
-    chosen = range(listed.total) if whole else choose(y, listed.total, n, seed)
+    chosen = range(listed.total) if whole else _sample(listed, n, seed)
+    title = f"decoding {title_of(name)}"
     kept = decode_files(listed.read(chosen), listed.names, *how, title, len(chosen))
     kept = kept._replace(left_out=listed.left_out | kept.left_out, said=listed.said)
     if whole: to_cache(file, kept)
     return kept
 
 
-def _note(n: int, total: int, name: str, split: str, kept: Decoded, enlarged: int) -> str:
+def _sample(listed: Listed, n: int | None, seed: int) -> np.ndarray:
+    "Positions of a balanced sample of what is not decoded yet"
+    labels = listed.labels
+    y = None if labels is None else to_labels(labels, listed.names)[0].numpy()
+    return choose(y, listed.total, n, seed)
+
+
+def _fetch(name: str, split: str, n: int | None, seed: int, how: tuple) -> Decoded:
+    "Some images of a set that is too large for the disk, row by row"
+    if n is None:
+        raise ValueError(f"{name!r} ({split}) is too large to be loaded whole; say how many images: n=500")
+    rows, image, label = open_split(name, split, stream=True)
+    some = rows.shuffle(seed=seed, buffer_size=max(n, 500)).take(n)
+    return decode_rows(some, image, label, *how, f"fetching {name}", n)
+
+# %% ../nbs/04d_data.ipynb #04d00003
+def _note(part: np.ndarray, name: str, split: str, kept: Decoded) -> str:
     "Which images these are"
-    parts = [(f"{n:,} of {total:,}" if n < total else f"all {n:,}") + f" image{'s' * (total != 1)} of {name} ({split})"]
-    some = ", ".join(kept.skipped[:3]) + (", …" if len(kept.skipped) > 3 else "")
-    if kept.skipped: parts.append(f"{len(kept.skipped)} more can't be read and were left out ({some})")
-    if enlarged: parts.append(f"{enlarged} of them had to be enlarged, and {'has' if enlarged == 1 else 'have'} no fine detail to look at")
+    n, total = len(part), len(kept.images)
+    many = f"{n:,} of {total:,}" if n < total else f"all {n:,}"
+    parts = [f"{many} image{'s' * (total != 1)} of {name} ({split})"]
+    if kept.skipped:
+        some = ", ".join(kept.skipped[:3]) + ", …" * (len(kept.skipped) > 3)
+        parts.append(f"{len(kept.skipped)} more can't be read and were left out ({some})")
+    if enlarged := int(kept.enlarged[part].sum()):
+        have = "has" if enlarged == 1 else "have"
+        parts.append(f"{enlarged} of them had to be enlarged, and {have} no fine detail to look at")
     return "; ".join([*parts, *kept.said, *tell_left_out(kept.left_out)])
 
 # %% ../nbs/04d_data.ipynb #3c0740fa
@@ -95,13 +129,16 @@ def photo_crops(
     "Random square crops of the photograph that comes with matplotlib"
     from matplotlib.cbook import get_sample_data
     from PIL import Image
-    with get_sample_data("grace_hopper.jpg") as file: photo = Image.open(file).convert("RGB")
+    with get_sample_data("grace_hopper.jpg") as file:
+        photo = Image.open(file).convert("RGB")
     rng, crops = np.random.default_rng(seed), []
     for _ in range(n):
         side = int(rng.integers(max(size, 96), min(photo.size) + 1))
         left, top = (int(rng.integers(0, length - side + 1)) for length in photo.size)
-        crops.append(decode(photo.crop((left, top, left + side, top + side)), size))
-    return Images(torch.from_numpy(np.stack(crops)), note=f"{n} crops of the photograph of Grace Hopper that comes with matplotlib")
+        crop = photo.crop((left, top, left + side, top + side))
+        crops.append(decode(crop, size))
+    note = f"{n} crops of the photograph of Grace Hopper that comes with matplotlib"
+    return Images(torch.from_numpy(np.stack(crops)), note=note)
 
 
 def example_images(
@@ -109,8 +146,9 @@ def example_images(
     size: int = 32,  # side in pixels
     seed: int = 0,
 ) -> Images:
-    "Photos to illustrate with: CIFAR-10's (Imagenette's above 32 pixels) where they can be had, else crops of one photograph"
-    try: return load_images("cifar10" if size <= 32 else "imagenette", "test", n, seed, size)
+    "Photos to illustrate with: CIFAR-10's (above 32 pixels Imagenette's) where they can be had, else `photo_crops`"
+    name = "cifar10" if size <= 32 else "imagenette"
+    try: return load_images(name, "test", n, seed, size)
     except ConnectionError as error:
         crops = photo_crops(n, size, seed)
         return replace(crops, note=f"{crops.note}, because {error}")

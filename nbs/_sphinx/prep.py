@@ -3,7 +3,6 @@
 They lose their hidden cells and nbdev's directives.
 """
 import re, shutil
-from pathlib import Path
 
 import nbformat
 from nbdev.config import get_config

@@ -1,12 +1,12 @@
-"""Does `fast=True` cost truth? Robust accuracy of bundled models, crafted in float32 and in bfloat16. Rows go to nbs/results/bench/fast.csv.
+"""Does `fast=True` cost truth? Robust accuracy of bundled models, crafted in float32 and in bfloat16
 
     python nbs/bench/fast.py
 
-On a processor without bfloat16 units torch still computes in it, with the same roundings, some ten times slower than in float32: there
-this script asks for it all the same. What is compared is image by image: same images, same random starts. A second call goes on where
-the first was killed.
+On a processor without bfloat16 units torch still computes in it, with the same roundings, some ten times slower than in
+float32: there this script asks for it all the same. What is compared is image by image: same images, same random
+starts. Rows go to nbs/results/bench/fast.csv; a second call goes on where the first was killed.
 """
-import argparse, math, warnings
+import argparse, warnings
 from functools import partial
 from unittest.mock import patch
 
@@ -21,21 +21,29 @@ from advlook.robustness import survives
 from advlook.zoo import bundled, load_trio, manifest
 from common import RESULTS, Rows
 
-COLUMNS = ["part", "model", "seed", "eps", "block", "n", "right", "float32", "bfloat16", "only float32", "only bfloat16"]
+KEY = ["part", "model", "seed", "eps", "block"]
+COLUMNS = [*KEY, "n", "right", "float32", "bfloat16", "only float32", "only bfloat16"]
+USED = ["core", "noise", "functions", "balls", "losses", "passes", "attacks", "standin", "robustness"]
 
 
 def measure(rows, name, seed, model_name, model, args):
     images = load_images(manifest(name, f"std-{seed}")["data"]["name"], "test", n=args.n, seed=args.seed)
     for eps in args.eps:
-        for block in range(math.ceil(args.n / args.block)):
+        for block, first in enumerate(range(0, args.n, args.block)):
             key = dict(part=name, model=model_name, seed=seed, eps=eps, block=block)
             if rows.has(**key): continue
-            here = images[slice(block * args.block, (block + 1) * args.block)]
-            ball = Linf(eps / 255)
-            stands = {half: survives(model, here, partial(pgd, ball=ball, steps=args.steps), ball, seed=args.seed + block, fast=half) for half in (False, True)}
+            here = images[first:first + args.block]
             right = int((predict(model, here.x) == here.y).sum())
-            rows.add(**key, n=len(here), right=right, float32=int(stands[False].sum()), bfloat16=int(stands[True].sum()),
-                     **{"only float32": int((stands[False] & ~stands[True]).sum()), "only bfloat16": int((stands[True] & ~stands[False]).sum())})
+            found = compare(model, here, Linf(eps / 255), args.steps, args.seed + block)
+            rows.add(**key, n=len(here), right=right, **found)
+
+
+def compare(model, images, ball, steps, seed):
+    "How many survive in each, and how many in one only"
+    attack = partial(pgd, ball=ball, steps=steps)
+    whole, half = (survives(model, images, attack, ball, seed=seed, fast=fast) for fast in (False, True))
+    masks = {"float32": whole, "bfloat16": half, "only float32": whole & ~half, "only bfloat16": half & ~whole}
+    return {name: int(mask.sum()) for name, mask in masks.items()}
 
 
 def main():
@@ -51,9 +59,10 @@ def main():
     warnings.filterwarnings("ignore")
     torch.set_num_threads(args.threads)
     units = advlook.standin.computes_bfloat16(torch.device("cpu"))
-    rows = Rows(RESULTS / "fast", COLUMNS, COLUMNS[:5])
+    settings = {key: getattr(args, key) for key in ("n", "block", "eps", "steps", "seed")} | dict(units=units)
+    rows = Rows(RESULTS / "fast", COLUMNS, KEY)
     for name, seeds in bundled().items():
-        rows.begin(name, dict(n=args.n, block=args.block, eps=args.eps, steps=args.steps, seed=args.seed, units=units), ["core", "noise", "functions", "balls", "attacks", "standin", "robustness"], ["timm"], args.again)
+        rows.begin(name, settings, USED, ["timm"], args.again)
         for seed in seeds:
             with patch.object(advlook.standin, "computes_bfloat16", lambda device: True):
                 for model_name, model in load_trio(name, seed).items():

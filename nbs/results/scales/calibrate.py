@@ -10,7 +10,6 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from advlook.core import to_float
 from advlook.files import versions
 from advlook.functions import in_batches
 from advlook.gradients import loss_grad, margin_grad, vanilla_grad
