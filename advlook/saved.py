@@ -17,7 +17,7 @@ from .checkpoints import read_weights
 from .files import atomic, digest
 from .fitting import fit_weights, or_nearest
 from .matching import ODD, align, fitness, shapes_of
-from .models import _try_size, create_model, find_architecture
+from .models import try_size, create_model, find_architecture
 from .preparation import check_preparation, set_preparation
 
 # %% ../nbs/06g_saved.ipynb #dd675194
@@ -115,7 +115,7 @@ def _built(build: dict, options: dict, ours: bool) -> nn.Module:
     if "img_size" in arguments and size: arguments = arguments | dict(img_size=size)
     if arguments: model.model = _timm_body(build, arguments)
     channels, *_, own = model.preparation["input_size"]
-    if ours and size: _try_size(model.model, build["name"], (channels, size, size), own)
+    if ours and size: try_size(model.model, build["name"], (channels, size, size), own)
     return model
 
 
