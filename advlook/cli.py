@@ -195,10 +195,12 @@ def train(
     from advlook.choices import ball_kind, number, usual_eps
     from advlook.data import CATALOG
     from advlook.models import create_model
-    from advlook.objectives import make_objective, training_attack
+    from advlook.around import training_attack
+    from advlook.objectives import make_objective
     from advlook.parallel import fast_precision
     from advlook.train import fit
-    from advlook.watch import print_row, to_tensorboard, watch, write_csv
+    from advlook.listeners import print_row, to_tensorboard, write_csv
+    from advlook.watch import watch
     from advlook.saved import save_model
     if (least != 0.25 or jitter) and not stream: raise ValueError("--least and --jitter are of the random crops of --stream; without it photos are shifted by at most an eighth")
     if until and probe == 0: raise ValueError("--until looks at held-out images, and --probe 0 holds out none")
@@ -237,7 +239,7 @@ def _loaded(data: str, size: int | None, probe: int | None, seed: int) -> tuple:
     from dataclasses import replace
     from advlook.data import load_images
     from advlook.batches import class_names, renumbered
-    from advlook.watch import apart, hold_out
+    from advlook.heldout import apart, hold_out
     images, test = load_images(data, "train", size=size), load_images(data, "test", size=size)
     if images.y is None or test.y is None: raise _unlabelled(data)
     images = replace(images, names=class_names(images))
@@ -258,7 +260,7 @@ def _streamed(data: str, size: int | None, probe: int | None, augment: bool, lea
     from advlook.data import load_images
     from advlook.stream import Stream, is_split, some_photos
     from advlook.batches import renumbered
-    from advlook.watch import among
+    from advlook.heldout import among
     probe, lanes = 500 if probe is None else probe, math.lcm(8, int(os.environ.get("WORLD_SIZE", 1)))
     made = partial(Stream, data, "train", size, augment, least, jitter, lanes=lanes)
     images = made(held_out=probe)
@@ -273,7 +275,7 @@ def _streamed(data: str, size: int | None, probe: int | None, augment: bool, lea
 
 def _split_off(images, made, probe: int) -> tuple:
     "Where all test photos are training photos: of these some that are not trained on"
-    from advlook.watch import NO_TEST, hold_out
+    from advlook.heldout import NO_TEST, hold_out
     count = max(min(5_000, sum(g.rows for g in images.groups) // 10), len(images.names))
     images = made(held_out=probe + count)
     test, held = hold_out(images.held(), probe) if probe else (images.held(), None)
@@ -298,7 +300,7 @@ def _write_manifest(out, data, images, test, said_of_test, options, augment, his
     from advlook.data import content_hash, local_folder
     from advlook.files import digest as digest_of, versions
     from advlook.robustness import accuracy, robust_accuracy
-    from advlook.watch import NO_TEST
+    from advlook.heldout import NO_TEST
     from advlook.saved import load_checkpoint
     before = json.loads((out / "manifest.json").read_text()) if (out / "manifest.json").exists() else {}
     if before.get("sha256") == digest: return   # it was finished before: that command made it, perhaps with other options of what to watch
