@@ -106,7 +106,8 @@ def _fetch(name: str, split: str, n: int | None, seed: int, how: tuple) -> Decod
     if n is None:
         raise ValueError(f"{name!r} ({split}) is too large to be loaded whole; say how many images: n=500")
     rows, image, label = open_split(name, split, stream=True)
-    some = rows.shuffle(seed=seed, buffer_size=max(n, 500)).take(n)
+    shuffled = rows.shuffle(seed=seed, buffer_size=max(n, 500))
+    some = shuffled.take(n)
     return decode_rows(some, image, label, *how, f"fetching {name}", n)
 
 # %% ../nbs/04d_data.ipynb #04d00003
