@@ -26,7 +26,7 @@ from .robustness import accuracy, robust_accuracy
 from .scales import MADE
 from .splits import choose
 from .trainset import Split, load_split, stream_split
-from .watch import NO_TEST
+from .heldout import NO_TEST
 from .saved import load_checkpoint
 
 if TYPE_CHECKING: import pandas as pd

@@ -145,7 +145,7 @@ def _new_model(arch: str, data: str, split: "Split", seed: int, out: Path) -> "n
 def _watched(split: "Split", goal, ball, seed: int, **endings):
     "What `fit` asks after each epoch, if images are held out for that"
     from advlook.attacks import pgd
-    from advlook.objectives import training_attack
+    from advlook.around import training_attack
     from advlook.watch import watch
     if not split.probe: return None
     resists = training_attack(goal)   # who never learns to has no resistance to lose
@@ -154,7 +154,7 @@ def _watched(split: "Split", goal, ball, seed: int, **endings):
 
 
 def _listeners(out: Path, tensorboard: bool) -> list:
-    from advlook.watch import print_row, to_tensorboard, write_csv
+    from advlook.listeners import print_row, to_tensorboard, write_csv
     log = [print_row, partial(write_csv, file=out / "log.csv")]
     return log + [partial(to_tensorboard, folder=out / "tensorboard")] if tensorboard else log
 

@@ -16,7 +16,7 @@ from .batches import class_names, renumbered
 from .data import load_images
 from .images import Images
 from .stream import Stream, is_split, some_photos
-from .watch import NO_TEST, among, apart, hold_out
+from .heldout import NO_TEST, among, apart, hold_out
 
 # %% ../nbs/23b_trainset.ipynb #bea1d3a5
 @dataclass
