@@ -29,7 +29,7 @@ from .functions import call, in_batches, progress
 from .gradients import loss_grad, vanilla_grad
 from .guided import guided_backprop
 from .images import Images
-from .lookscale import compare, look_scales, shared_images, summarize
+from .comparison import compare, look_scales, shared_images, summarize
 from .models import IMAGENET
 from .robustness import survives
 

@@ -41,7 +41,7 @@ from .functions import describe, in_batches
 from .gradients import loss_grad
 from .images import Images
 from .judge import bound_ball, check_attack, check_ball
-from .lookscale import plot_scales
+from .comparison import plot_scales
 from .inputs import for_photos
 from .preparation import describe_preparation
 from .show import color_of, map_scale, show_maps, show_rows, to_picture
