@@ -41,92 +41,144 @@ def attack_flags(
 ) -> list[str]:  # sentences; empty if nothing looks wrong
     "What speaks against the robust accuracy of this model (Carlini et al. 2019; Croce & Hein 2020)"
     check_ball(ball)
-    model, images, attack = accept_model(model), accept_images(images), with_ball(attack, ball)
-    chosen = torch.arange(len(images))[:: max(1, len(images) // n)][:n]
-    try:
-        few = _right_ones(model, images, chosen, batch_size, answers)
-        if not len(few): return []
-        z = scores(model, few.x, batch_size)
-        if images.y is not None: check_classes(z, images.y)
+    model, images = accept_model(model), accept_images(images)
+    attack = with_ball(attack, ball)
+    try: few, z = _right_ones(model, images, n, batch_size, answers)
     except NoAnswer as error: return [_sentence(error)]
-    flags = [*_random_answers(model, few, z, batch_size), *_probabilities(z)]
+    if not len(few): return []
+    random = _random_answers(model, few, z, batch_size)
+    flags = random + _probabilities(z)
     gradients = _gradients(model, few, batch_size)
-    hopeless = flags and "differently" in flags[0] or gradients and _HOPELESS.search(gradients[0])
-    if hopeless: return flags + gradients  # the rest would measure only that
-    stands = partial(_stands, model, batch_size=batch_size, seed=seed, said=(said := []))
-    flags += gradients
-    try:
-        survived = stands(few, attack, ball)
-        flags += _radii(stands, attack, ball, survived, few) + _without_gradients(stands, ball, survived, few, queries)
-    except ValueError as error: said.append(_sentence(error))
-    return flags + said
-
-
-def _right_ones(model, images, chosen, batch_size, answers) -> Images:
-    "Only what is right can show whether an attack works"
-    known = None if answers is None else accept_labels(answers, len(images))[0][chosen]
-    answered = answers_to(model, images[chosen], batch_size, known)
-    few = replace(images[chosen], y=answered if images.y is None else images.y[chosen])
-    return few[answered == few.y]
-
-
-def _sentence(error: Exception | str) -> str: return f"{str(error)[:1].upper()}{str(error)[1:]}."
+    hopeless = random or (gradients and _HOPELESS.search(gradients[0]))
+    if hopeless: return flags + gradients
+    return flags + gradients + _attacked(model, few, attack, ball, batch_size, seed, queries)
 
 
 _HOPELESS = re.compile("no gradient|NaN")
 
+# %% ../nbs/19c_flags.ipynb #19c00010
+def _right_ones(model, images, n, batch_size, answers) -> tuple[Images, Tensor | None]:
+    "About n images that the model gets right, and its logits [n,K] of them"
+    step = max(1, len(images) // n)
+    chosen = torch.arange(len(images))[::step][:n]
+    if answers is not None: answers = accept_labels(answers, len(images))[0][chosen]
+    answered = answers_to(model, images[chosen], batch_size, answers)
+    y = answered if images.y is None else images.y[chosen]
+    few = replace(images[chosen], y=y)[answered == y]
+    if not len(few): return few, None
+    z = scores(model, few.x, batch_size)
+    if images.y is not None: check_classes(z, images.y)
+    return few, z
 
-def _stands(model, images, attack, ball, batch_size, seed, said: list[str]) -> Tensor:  # bool [N]
-    "Who stands; what there is to say of results that don't count, once"
-    survived, found = evaluate_attack(model, images, attack, ball, batch_size, seed, False, images.y)
-    sentence = "" if is_minimal(attack) else uncounted(found, ball)
-    if sentence and not said: said.append(_sentence(sentence))
-    return survived
 
+def _sentence(error: Exception | str) -> str:
+    said = str(error)
+    return f"{said[:1].upper()}{said[1:]}."
 
+# %% ../nbs/19c_flags.ipynb #19c00012
 def _random_answers(model, images, z, batch_size) -> list[str]:
-    differ = (z != scores(model, images.x, batch_size)).any(1).float().mean().item()
-    return [f"The model answers {differ:.0%} of the images differently the second time: an attack on single answers proves nothing; use autoattack(version=\"rand\"), or attack variants.Expectation(model)."] if differ else []
+    again = scores(model, images.x, batch_size)
+    differs = (z != again).any(1)
+    if not differs.any(): return []
+    return [f"The model answers {share_of(differs):.0%} of the images differently the second time: "
+            "an attack on single answers proves nothing; "
+            "use autoattack(version=\"rand\"), or attack variants.Expectation(model)."]
 
 
 def _probabilities(z: Tensor) -> list[str]:
-    if z.min() < 0 or not torch.allclose(z.sum(1), torch.ones(len(z)), atol=1e-4): return []
-    return ["The model returns probabilities where logits were expected: the loss takes a second softmax of them, and its gradients become too small; take the softmax out of the model."]
+    sums = z.sum(1)
+    sum_to_one = torch.allclose(sums, torch.ones_like(sums), atol=1e-4)
+    if z.min() < 0 or not sum_to_one: return []
+    return ["The model returns probabilities where logits were expected: the loss takes a second softmax of them, "
+            "and its gradients become too small; take the softmax out of the model."]
 
-
+# %% ../nbs/19c_flags.ipynb #19c00013
 def _gradients(model, images, batch_size) -> list[str]:
     "On the true class's loss, in eval mode"
-    size = lambda m, x, y: gradient(m, x, y, LOSSES["ce"])[2].flatten(1).abs().amax(1)
-    try:
-        with frozen(model): size = in_batches(size, model, images.x, images.y, batch_size)
+    try: size = _gradient_sizes(model, images, batch_size)
     except ValueError as error: return [f"No gradient to follow, NaN or other: {error}."]
-    except RuntimeError as error: return [f"No gradient reaches the images: there is no gradient through some step of the model ({str(error).splitlines()[0][:80]}). Trust only attacks without gradients, such as square."]
-    zero, broken = (size == 0).float().mean().item(), (~size.isfinite()).float().mean().item()
-    if broken: return [f"The gradient of the cross-entropy is NaN or infinite on {broken:.0%} of the images, "
-                       "as a square root's is at a black pixel: attacks stay where they are there, or make NaN."]
-    return [f"The gradient of the cross-entropy is exactly 0 on {zero:.0%} of the images: PGD stays where it is there. Use loss=\"margin\" or \"dlr\", and an attack without gradients."] if zero > 0.02 else []
+    except RuntimeError as error:
+        said = str(error).splitlines()[0][:80]
+        return [f"No gradient reaches the images: there is no gradient through some step of the model ({said}). "
+                "Trust only attacks without gradients, such as square."]
+    zero, broken = share_of(size == 0), share_of(~size.isfinite())
+    if broken:
+        return [f"The gradient of the cross-entropy is NaN or infinite on {broken:.0%} of the images, "
+                "as a square root's is at a black pixel: attacks stay where they are there, or make NaN."]
+    if zero <= 0.02: return []
+    return [f"The gradient of the cross-entropy is exactly 0 on {zero:.0%} of the images: "
+            "PGD stays where it is there. Use loss=\"margin\" or \"dlr\", and an attack without gradients."]
+
+
+def _gradient_sizes(model, images, batch_size) -> Tensor:  # [n], the largest number of each image's gradient
+    def largest(model, x, y):
+        g = gradient(model, x, y, LOSSES["ce"])[2]
+        return g.flatten(1).abs().amax(1)
+    with frozen(model): return in_batches(largest, model, images.x, images.y, batch_size)
+
+# %% ../nbs/19c_flags.ipynb #19c00015
+def _attacked(model, images, attack, ball, batch_size, seed, queries) -> list[str]:
+    "What comes to light when the images are attacked in several balls, with and without gradients"
+    said = []   # of results that don't count
+
+    def survivors(images, attack, ball) -> Tensor:  # bool [N]
+        survived, outcomes = evaluate_attack(
+            model, images, attack, ball, batch_size, seed, fast=False, answered=images.y)
+        sentence = "" if is_minimal(attack) else uncounted(outcomes, ball)
+        if sentence and not said: said.append(_sentence(sentence))
+        return survived
+
+    try:
+        survived = survivors(images, attack, ball)
+        flags = _radii(survivors, attack, ball, survived, images)
+        return flags + _without_gradients(survivors, ball, survived, images, queries) + said
+    except ValueError as error: return [*said, _sentence(error)]
 
 # %% ../nbs/19c_flags.ipynb #2a9ad141
-def _radii(stands: Callable, attack: Callable, ball, survived: Tensor, images: Images) -> list[str]:
-    "Smaller and larger balls beside those who stand in this one, and the whole cube"
+def _radii(survivors: Callable, attack: Callable, ball, survived: Tensor, images: Images) -> list[str]:
+    "Smaller and larger balls beside those who survive in this one, and the whole cube"
     if not takes(attack, "ball"): return []
-    kind, d = type(ball), images.x[0].numel()
-    whole = {Linf: 1.0, L2: math.sqrt(d), L1: float(d), L0: float(d)}.get(kind, math.sqrt(d))
-    share = lambda eps: share_of(stands(images, partial(attack, ball=kind(eps)), kind(eps)))
-    values = {ball.eps / 2: share(ball.eps / 2), ball.eps: share_of(survived), (double := min(2 * ball.eps, whole)): share(double)}
-    flags, (small, *_, large) = [], values.values()
-    noise = 2 * math.sqrt(max(small * (1 - small), 0.01) / len(images))  # two standard errors
-    if max(values[e] for e in values if e > ball.eps / 2) > small + noise: flags.append(f"Robust accuracy rises with the radius ({', '.join(f'{v:.0%} at {e:.3g}' for e, v in values.items())}): the attack does not find what is there.")
-    left = share(whole)
-    if left > 0.05: flags.append(f"{left:.0%} of the images stand when the attack may change every pixel as it likes: the attack fails, not the robustness that it measures.")
-    return flags
+    kind, eps = type(ball), ball.eps
+    whole = _whole_cube(kind, images.x[0].numel())
+
+    def robust(eps: float) -> float:
+        other = kind(eps)
+        return share_of(survivors(images, partial(attack, ball=other), other))
+
+    double = min(2 * eps, whole)
+    values = {eps / 2: robust(eps / 2), eps: share_of(survived), double: robust(double)}
+    return _rises(values, len(images)) + _out_of_reach(robust(whole))
 
 
-def _without_gradients(stands: Callable, ball, survived, images, queries) -> list[str]:
-    "Does Square fell what the attack did not?"
+def _whole_cube(kind: type, numbers: int) -> float:
+    "The radius at which a ball holds every image"
+    root = math.sqrt(numbers)
+    return {Linf: 1.0, L2: root, L1: float(numbers), L0: float(numbers)}.get(kind, root)
+
+# %% ../nbs/19c_flags.ipynb #19c00016
+def _rises(values: dict[float, float], n: int) -> list[str]:
+    "`values` are robust accuracies on n images by radius, half the ball's first"
+    first, small = next(iter(values.items()))
+    variance = max(small * (1 - small), 0.01)
+    noise = 2 * math.sqrt(variance / n)  # two standard errors
+    if max(value for eps, value in values.items() if eps > first) <= small + noise: return []
+    said = ", ".join(f"{value:.0%} at {eps:.3g}" for eps, value in values.items())
+    return [f"Robust accuracy rises with the radius ({said}): the attack does not find what is there."]
+
+
+def _out_of_reach(left: float) -> list[str]:  # robust accuracy in the whole cube
+    if left <= 0.05: return []
+    return [f"{left:.0%} of the images stand when the attack may change every pixel as it likes: "
+            "the attack fails, not the robustness that it measures."]
+
+# %% ../nbs/19c_flags.ipynb #19c00017
+def _without_gradients(survivors: Callable, ball, survived, images, queries) -> list[str]:
+    "Does Square fool the model where the attack did not?"
     if not isinstance(ball, (Linf, L2, L1)): return []
-    still = images[survived]
-    if not len(still): return []
-    fell = 1 - share_of(stands(still, partial(square, ball=ball, queries=queries), ball))
-    if fell * len(still) / len(images) <= 0.02: return []
-    return [f"An attack that uses no gradients ({queries} queries of square) fells {fell:.0%} of the images that survived the attack with gradients: these are masked, or the attack is weak."]
+    left = images[survived]
+    if not len(left): return []
+    by_square = partial(square, ball=ball, queries=queries)
+    fooled = 1 - share_of(survivors(left, by_square, ball))
+    if fooled * len(left) / len(images) <= 0.02: return []
+    return [f"An attack that uses no gradients ({queries} queries of square) fells {fooled:.0%} of the images "
+            "that survived the attack with gradients: these are masked, or the attack is weak."]

@@ -12,13 +12,14 @@ from advlook.apgd import apgd
 from advlook.attacks import bim, mi_fgsm, pgd
 from advlook.autoattack import autoattack, autoattack_table, stages
 from advlook.balls import L0, L1, L2, Linf
-from advlook.fab import fab, to_plane
+from advlook.fab import fab
 from advlook.functions import takes
 from advlook.images import Images
 from advlook.losses import make_loss, other_classes
 from advlook.minimal import cw, deepfool
 from advlook.noise import PerImage
 from advlook.passes import gradient
+from advlook.planes import to_plane
 from advlook.sparse import jsma, one_pixel
 from advlook.square import square
 from advlook.universal import universal
