@@ -120,11 +120,11 @@ class _Climb:
             value=zero, rises=zero,  # counted from a loss of 0, as in the official code
             found=x_adv, adversarial=fooled(z, pair[:, 0]))
 
-    def look(self, x_adv, pair, where) -> tuple[Tensor, Tensor, Tensor]:
+    def look(self, x_adv, pair, where: str) -> tuple:
         "The logits, the loss and its gradient"
         return gradient(self.model, x_adv, pair, self.loss, where)
 
-    def last_look(self, x_adv, pair, where) -> tuple[Tensor, Tensor, Tensor]:
+    def last_look(self, x_adv, pair, where: str) -> tuple:
         "After the last step nobody needs a gradient"
         with torch.no_grad(): z = ask(self.model, x_adv)
         z = z.to(torch.promote_types(x_adv.dtype, torch.float32))

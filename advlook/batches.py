@@ -38,9 +38,13 @@ def crop_and_flip(
     pad: int,  # pixels on each side
 ) -> Tensor:  # [N,C,H,W]
     "Every image shifted by its own move within a black margin, mirrored where its move says so"
-    (height, width), padded, moved = x.shape[2:], F.pad(x, (pad,) * 4).numpy(), torch.empty_like(x)
-    for end, image, (down, right, mirrored) in zip(moved.numpy(), padded, moves.tolist()):   # seven times as fast as one large index
-        end[:] = image[:, down:down + height, right:right + width][:, :, ::-1 if mirrored else 1]
+    height, width = x.shape[2:]
+    padded = F.pad(x, (pad,) * 4).numpy()
+    moved = torch.empty_like(x)
+    # a loop is seven times as fast as one large index
+    for end, image, (down, right, mirrored) in zip(moved.numpy(), padded, moves.tolist()):
+        window = image[:, down:down + height, right:right + width]
+        end[:] = window[:, :, ::-1] if mirrored else window
     return moved
 
 # %% ../nbs/20_batches.ipynb #f5a827f1
@@ -49,9 +53,9 @@ def batch_count(
     batch_size: int,  # over all processes
     processes: int = 1,
 ) -> int:
-    "Batches of an epoch, without a last one that leaves a process fewer than two images, of which batch normalization can make nothing"
+    "Batches of an epoch, without a last one that leaves a process with fewer than two images"
     full, rest = divmod(n, batch_size)
-    return max(1, full + (rest >= 2 * processes))
+    return max(1, full + (rest >= 2 * processes))   # of a single one batch normalization can make nothing
 
 
 def batches(
@@ -62,16 +66,19 @@ def batches(
     processes: int = 1,
     start: int = 0,  # batches to leave out
     augment: bool = True,
-) -> Iterator[tuple[Tensor, Tensor, np.ndarray, int]]:  # images and labels of this process, a seed for each; the size of the whole batch
-    "An epoch of shuffled batches"
+) -> Iterator[tuple[Tensor, Tensor, np.ndarray, int]]:
+    "An epoch of shuffled batches: images and labels of this process, a seed for each; the size of the whole batch"
     n, pad = len(images), images.x.shape[-1] // 8
-    order, moves, seeds = np.random.default_rng((*seed, 1)).permutation(n), draw_moves(n, pad, seed), image_seeds(seed, n)
-    for batch in np.split(order, range(batch_size, n, batch_size))[start:batch_count(n, batch_size, processes)]:
+    order = np.random.default_rng((*seed, 1)).permutation(n)
+    moves, seeds = draw_moves(n, pad, seed), image_seeds(seed, n)
+    each = np.split(order, range(batch_size, n, batch_size))
+    for batch in each[start:batch_count(n, batch_size, processes)]:
         mine = batch[process::processes]
-        x = crop_and_flip(images.x[mine], moves[mine], pad) if augment else images.x[mine]
+        x = images.x[mine]
+        if augment: x = crop_and_flip(x, moves[mine], pad)
         yield x, images.y[mine], seeds[mine], len(batch)
 
-
+# %% ../nbs/20_batches.ipynb #b5f0c2b2
 def ahead(
     batches: Iterator,
     depth: int = 3,  # how many are made in advance
@@ -96,7 +103,8 @@ def labelled(
     except ValueError as error: raise ValueError(f"{what}: {error}") from None
     if images.y is None: raise ValueError("training needs labels, but these images have none")
     if not len(images): raise ValueError(f"there are no {what}")
-    return renumbered(images, names, what) if names and images.names and list(names) != list(images.names) else images
+    if not names or not images.names or list(names) == list(images.names): return images
+    return renumbered(images, names, what)
 
 
 def class_names(images: Images) -> list[str]:
@@ -113,7 +121,8 @@ def renumbered(
     own, names = class_names(images), list(names)
     lost = [own[k] for k in images.y.unique().tolist() if own[k] not in names]
     if lost: raise ValueError(f"{what} have classes that no training image has: {', '.join(map(repr, lost[:3]))}")
-    place = torch.tensor([names.index(name) if name in names else -1 for name in own])
+    number = {name: k for k, name in enumerate(names)}
+    place = torch.tensor([number.get(name, -1) for name in own])
     return replace(images, y=place[images.y], names=names)
 
 # %% ../nbs/20_batches.ipynb #b5f0c2a6
@@ -142,7 +151,8 @@ def looked_at(
     "ValueError at the first batch that can't be trained on. Of what lies on a GPU only the first: a look waits for it"
     classes = None
     for x, y, seeds, whole in feed:
-        if classes is None or x.device.type == "cpu": x, y = _pixels(x), _labels(y, len(x))
+        if classes is None or x.device.type == "cpu":
+            x, y = _pixels(x), _labels(y, len(x))
         if classes is None: classes = count_classes(model, x)
         if y.device.type == "cpu": check_classes(y, classes, "a batch")
         yield x, y, seeds, whole

@@ -39,12 +39,16 @@ def check_signature(
     arguments: int,  # how many it will be called with
 ) -> Callable:  # the same function
     "TypeError for what can't be called so"
-    if isinstance(function, type): raise TypeError(f"{what} is the class {function.__name__}; make an object of it")
-    if not callable(function): raise TypeError(f"{what} is a {type(function).__name__}, which can't be called")
+    if isinstance(function, type):
+        raise TypeError(f"{what} is the class {function.__name__}; make an object of it")
+    if not callable(function):
+        raise TypeError(f"{what} is a {type(function).__name__}, which can't be called")
     try: known = inspect.signature(function)
     except ValueError: return function   # a built-in function does not tell
-    try: known.bind(*[None] * arguments, **{name: None for name in _OFFERED if _by_name(known, name)})
-    except TypeError as error: raise TypeError(f"{what} can't be called with {_CALLS[arguments]}: {error}") from None
+    offered = {name: None for name in _OFFERED if _by_name(known, name)}
+    try: known.bind(*[None] * arguments, **offered)
+    except TypeError as error:
+        raise TypeError(f"{what} can't be called with {_CALLS[arguments]}: {error}") from None
     return function
 
 
@@ -53,26 +57,32 @@ _OFFERED = "ball", "generator", "stop"   # by keyword, to whoever takes them
 
 
 def _by_name(known: inspect.Signature, name: str) -> bool:
-    return name in list(known.parameters)[1:] and known.parameters[name].kind is not inspect.Parameter.POSITIONAL_ONLY
+    others = list(known.parameters.values())[1:]
+    return name in [p.name for p in others if p.kind is not p.POSITIONAL_ONLY]
 
-
+# %% ../nbs/05c_callables.ipynb #e3aa0c21
 def accept_transforms(
     transforms,  # name -> transform, or name -> strength -> transform; or a transform
-    untouched: Callable = lambda x: x,  # what stands at strength 0, where a transform has a single strength
+    untouched: Callable = lambda x: x,  # at strength 0, where a transform has a single strength
 ) -> dict[str, dict[float, Callable]]:  # name -> strength -> transform
     "Transforms as curves; a plain one is a point at 1. TypeError or ValueError for what is none"
-    curves = transforms if isinstance(transforms, dict) else {describe(transforms): transforms}
-    curves = {name: some if isinstance(some, dict) else {0: untouched, 1: some} for name, some in curves.items()}
+    named = transforms if isinstance(transforms, dict) else {describe(transforms): transforms}
+    curves = dict(named)
+    for name, some in named.items():
+        if not isinstance(some, dict): curves[name] = {0: untouched, 1: some}
     for name, curve in curves.items():
         check_name(name, "each transform has a name")
         if not curve: raise ValueError(f"the transform {name!r} has no strengths")
-        for strength, function in curve.items(): _check_strength(name, strength, function)
+        for strength, function in curve.items():
+            _check_strength(name, strength, function)
     return curves
 
 
 def _check_strength(name: str, strength, function) -> None:
-    if isinstance(strength, bool) or not isinstance(strength, (int, float, np.number)):
-        raise ValueError(f"the strengths of a transform are numbers, but {name!r} has {strength!r}")
+    number = isinstance(strength, (int, float, np.number))
+    if not number or isinstance(strength, bool):
+        told = "the strengths of a transform are numbers"
+        raise ValueError(f"{told}, but {name!r} has {strength!r}")
     check_signature(function, f"the transform {name!r} (strength {strength:g})", 1)
 
 # %% ../nbs/05c_callables.ipynb #3fc0e115
@@ -93,7 +103,8 @@ def find_function(
     if not (name and rest): raise ValueError(f"{spec!r} names no function; write module:function")
     with from_here():
         try: found = import_module(name)
-        except ModuleNotFoundError as error: raise ValueError(_no_module(spec, name, error.name)) from None
+        except ModuleNotFoundError as error:
+            raise ValueError(_no_module(spec, name, error.name)) from None
         except (Exception, SystemExit) as error:
             raise ValueError(f"{spec}: importing {name} failed: {error_line(error)}") from None
     for part in rest.split("."):
@@ -108,13 +119,15 @@ def _no_module(spec: str, name: str, missing: str | None) -> str:
     where = " in this folder or on Python's path" if own else f", which {name} imports"
     return f"{spec}: there is no module {missing!r}{where}"
 
-
+# %% ../nbs/05c_callables.ipynb #e3aa0c22
 def near(word: str, known) -> str:
     "'; did you mean this or that?', or nothing"
-    close = difflib.get_close_matches(word, list(dict.fromkeys(known)), n=3)
+    each_once = list(dict.fromkeys(known))
+    close = difflib.get_close_matches(word, each_once, n=3)
     return f"; did you mean {' or '.join(close)}?" if close else ""
 
 
 def error_line(error: BaseException) -> str:
     "An error's kind and the first line of what it says"
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}".rstrip(": ")
+    line, *_ = str(error).strip().split("\n")
+    return f"{type(error).__name__}: {line}".rstrip(": ")

@@ -31,20 +31,28 @@ class _StopAtConvolution(TorchFunctionMode):
         if function is F.conv2d: raise _Met(args[1] if len(args) > 1 else kwargs["weight"])
         return function(*args, **kwargs)
 
-
+# %% ../nbs/34_filters.ipynb #34a00001
 def first_layer(
     model: nn.Module,  # from images to anything
 ) -> Tensor:  # [outputs, inputs / groups, height, width], a copy on the model's device
-    "The kernels of the first convolution that an image meets, as they are (normalized images are what they work on). ValueError if there is none"
-    sizes = [getattr(model, "preparation", {}).get("input_size", (3, 224, 224)), (3, 32, 32), (1, 28, 28)]
-    for size in sizes:
+    """The kernels of the first convolution that an image meets, as they are
+    (normalized images are what they work on). ValueError if there is none"""
+    prepared = getattr(model, "preparation", {}).get("input_size", (3, 224, 224))
+    for size in prepared, (3, 32, 32), (1, 28, 28):
+        x = torch.zeros(1, *size, device=device_of(model))
         try:
-            with frozen(model), torch.no_grad(), _StopAtConvolution(): model(torch.zeros(1, *size, device=device_of(model)))
+            with frozen(model), torch.no_grad(), _StopAtConvolution(): model(x)
         except _Met as met: return met.args[0].detach().clone()
         except Exception: continue  # whatever a model says to an image of the wrong size
+    return _first_listed(model)
+
+
+def _first_listed(model: nn.Module) -> Tensor:
     for m in model.modules():
-        if isinstance(m, nn.Conv2d) or getattr(m, "original_name", "") == "Conv2d": return m.weight.detach().clone()  # the latter is scripted
-    raise ValueError(f"this {type(model).__name__} has no convolution, so there are no kernels to look at; `gradients.vanilla_grad` works for any model")
+        scripted = getattr(m, "original_name", "") == "Conv2d"
+        if scripted or isinstance(m, nn.Conv2d): return m.weight.detach().clone()
+    raise ValueError(f"this {type(model).__name__} has no convolution, so there are no kernels to look at; "
+                     "`gradients.vanilla_grad` works for any model")
 
 # %% ../nbs/34_filters.ipynb #554c6ffd
 def show_first_layers(
@@ -52,9 +60,13 @@ def show_first_layers(
     n: int = 16,  # kernels a model, the first ones
     shared: bool = True,  # one scale for all models; False: one each, to see the patterns of weak kernels too
 ) -> "Figure":
-    "The first layers of several models, a row a model, zero at mid-grey; kernels on other than 1 or 3 inputs as their mean, in grey"
-    kernels = {name: first_layer(model)[:n] for name, model in models.items()}
-    return show_maps({name: w if w.shape[1] in (1, 3) else w.mean(1, keepdim=True) for name, w in kernels.items()}, shared=shared, width=0.62)
+    """The first layers of several models, a row a model, zero at mid-grey;
+    kernels on other than 1 or 3 inputs as their mean, in grey"""
+    rows = {}
+    for name, model in models.items():
+        w = first_layer(model)[:n]
+        rows[name] = w if w.shape[1] in (1, 3) else w.mean(1, keepdim=True)
+    return show_maps(rows, shared=shared, width=0.62)
 
 # %% ../nbs/34_filters.ipynb #b7b788fc
 def checkerboard(
@@ -62,13 +74,17 @@ def checkerboard(
 ) -> float:  # in [0,1]; white noise gives 1 / (height * width - 1)
     "The share of the kernels' power, means removed, that lies on the checkerboard"
     h, w = kernels.shape[-2:]
-    board = (-1.0) ** (torch.arange(h)[:, None] + torch.arange(w))
-    board, kernels = board.double() - board.mean(), kernels.detach().cpu().double()
+    i, j = torch.arange(h)[:, None], torch.arange(w)
+    board = ((-1.0) ** (i + j)).double()
+    board = board - board.mean()
+    kernels = kernels.detach().cpu().double()
     kernels = kernels - kernels.mean((-2, -1), keepdim=True)
     power = board.square().sum() * kernels.square().sum()
-    return ((kernels * board).sum((-2, -1)).square().sum() / power).item() if power > 1e-30 else 0.0
+    if power <= 1e-30: return 0.0
+    on_board = (kernels * board).sum((-2, -1)).square().sum()
+    return (on_board / power).item()
 
-
+# %% ../nbs/34_filters.ipynb #34a00003
 def kernel_statistics(
     models: dict[str, nn.Module],
 ) -> "DataFrame":  # columns model, metric ("mean magnitude", "largest magnitude", "checkerboard"), value
@@ -77,6 +93,7 @@ def kernel_statistics(
     rows = []
     for name, model in models.items():
         w = first_layer(model)
-        values = {"mean magnitude": w.abs().mean().item(), "largest magnitude": w.abs().max().item(), "checkerboard": checkerboard(w)}
-        rows += [{"model": name, "metric": metric, "value": value} for metric, value in values.items()]
+        rows += [(name, "mean magnitude", w.abs().mean().item()),
+                 (name, "largest magnitude", w.abs().max().item()),
+                 (name, "checkerboard", checkerboard(w))]
     return DataFrame(rows, columns=["model", "metric", "value"])

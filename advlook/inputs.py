@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .core import device_of
-from .preparation import carry_over
+from .preparation import carry_over, preparation_of
 
 # %% ../nbs/05d_inputs.ipynb #ef2aee27
 class ToInput(nn.Module):
@@ -22,30 +22,46 @@ class ToInput(nn.Module):
     def __init__(self, channels: int, height: int, width: int):
         super().__init__()
         self.channels, self.size = channels, (height, width)
-        self.register_buffer("luma", torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1), persistent=False)   # ITU-R 601
+        luma = torch.tensor([0.299, 0.587, 0.114])   # ITU-R 601
+        self.register_buffer("luma", luma.view(3, 1, 1), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.channels == 1 and x.shape[1] == 3: x = (x * self.luma).sum(1, keepdim=True)
-        if self.channels == 3 and x.shape[1] == 1: x = x.expand(-1, 3, -1, -1)
-        return x if x.shape[2:] == self.size else F.interpolate(x, self.size, mode="bilinear", antialias=True)
+        wanted, given = self.channels, x.shape[1]
+        if (given, wanted) == (3, 1): x = (x * self.luma).sum(1, keepdim=True)
+        if (given, wanted) == (1, 3): x = x.expand(-1, 3, -1, -1)
+        if x.shape[2:] == self.size: return x
+        return F.interpolate(x, self.size, mode="bilinear", antialias=True)
 
-
+# %% ../nbs/05d_inputs.ipynb #e3aa0c31
 def for_photos(
-    model: nn.Module,  # with `.preparation`; where that does not say the size of its images, the model comes back as it is
+    model: nn.Module,  # with `.preparation`; one that says no size comes back as it is
     channels: int,  # of the photos, 3 or 1
     size: int | tuple[int, int],  # of the photos in pixels: side, or (height, width)
 ) -> nn.Module:  # the same module if the photos are what it takes
-    "The model, made to answer photos of this size; `.preparation` says what photos, as `photo_size`. ValueError for other than 1 or 3 channels"
-    known = getattr(model, "preparation", None) or {}
-    photo = (channels, *((size, size) if isinstance(size, int) else size))
-    if tuple(known.get("photo_size", known.get("input_size", photo))) == photo: return model
-    if (takes := known["input_size"][0]) not in (1, 3, channels): raise ValueError(f"this model takes images of {takes} channels, which can't be made from {channels}")
-    wrapped = nn.Sequential(OrderedDict(to_input=ToInput(*known["input_size"]), model=model)).to(device_of(model))
+    """The model, made to answer photos of this size; `.preparation` says what photos,
+    as `photo_size`. ValueError for other than 1 or 3 channels"""
+    known = preparation_of(model)
+    sides = (size, size) if isinstance(size, int) else size
+    photo = (channels, *sides)
+    takes = known.get("input_size", photo)
+    if tuple(known.get("photo_size", takes)) == photo: return model
+    shape = known["input_size"]
+    if shape[0] not in (1, 3, channels):
+        told = f"this model takes images of {shape[0]} channels"
+        raise ValueError(f"{told}, which can't be made from {channels}")
+    layers = OrderedDict(to_input=ToInput(*shape), model=model)
+    wrapped = nn.Sequential(layers).to(device_of(model))
     return carry_over(model, wrapped, photo_size=photo)
 
 
-def at_size(model: nn.Module, size: int | tuple[int, int]) -> nn.Module:
-    "The model, made to answer photos of another size. ValueError if it does not say which size it takes"
-    known = getattr(model, "preparation", None) or {}
-    if "input_size" not in known: raise ValueError("this model does not say which size its images have; `set_preparation(model, size=...)` does")
+def at_size(
+    model: nn.Module,
+    size: int | tuple[int, int],  # of the photos in pixels: side, or (height, width)
+) -> nn.Module:
+    """The model, made to answer photos of another size.
+    ValueError if it does not say which size it takes"""
+    known = preparation_of(model)
+    if "input_size" not in known:
+        told = "this model does not say which size its images have"
+        raise ValueError(f"{told}; `set_preparation(model, size=...)` does")
     return for_photos(model, known["input_size"][0], size)

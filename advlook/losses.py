@@ -24,8 +24,8 @@ def logit(z: Tensor, y: Tensor) -> Tensor:  # logits [N,K], classes [N] -> [N]
 def rivals(z: Tensor, y: Tensor) -> Tensor:  # logits [N,K], classes [N] -> [N,K]
     "The logits, with minus infinity in place of each image's class"
     if z.shape[1] < 2:
-        raise ValueError("a loss or a margin needs at least two classes, but this model has one logit; "
-                         "append a zero beside it")
+        raise ValueError("a loss or a margin needs at least two classes, "
+                         "but this model has one logit; append a zero beside it")
     return z.scatter(1, y[:, None], -torch.inf)
 
 
@@ -36,20 +36,21 @@ def margin(z: Tensor, y: Tensor) -> Tensor:  # logits [N,K], classes [N] -> [N]
 # %% ../nbs/10b_losses.ipynb #1055e509
 def cross_entropy(z: Tensor, y: Tensor) -> Tensor:  # logits [N,K], classes [N] -> [N]
     "The loss of each image, with a gradient that stays exact when it gets small"
-    return softplus(rivals(z, y).logsumexp(1) - logit(z, y))
+    others = rivals(z, y).logsumexp(1)
+    return softplus(others - logit(z, y))
 
 # %% ../nbs/10b_losses.ipynb #1055e513
-FAR = -1e9  # where a class that is masked by -inf is put, so that differences of logits stay finite
+FAR = -1e9  # where a class masked by -inf is put, so that differences of logits stay finite
 
 
 def dlr(z: Tensor, y: Tensor) -> Tensor:  # logits [N,K], classes [N] -> [N]
     "Difference of logits ratio; with two unmasked classes, a multiple of the margin"
     if z.shape[1] < 3:
-        raise ValueError("the DLR loss divides by the third highest logit, "
-                         f"but this model has {z.shape[1]} classes; use loss=\"margin\" or \"ce\"")
+        raise ValueError("the DLR loss divides by the third highest logit, but this model has "
+                         f"{z.shape[1]} classes; use loss=\"margin\" or \"ce\"")
     z = z.clamp_min(FAR)
-    top = z.topk(3, 1).values
-    return -margin(z, y) / (top[:, 0] - top[:, 2] + 1e-12)
+    highest, _, third = z.topk(3, 1).values.unbind(1)
+    return -margin(z, y) / (highest - third + 1e-12)
 
 
 def targeted_dlr(
@@ -59,12 +60,13 @@ def targeted_dlr(
 ) -> Tensor:  # [N]
     "What targeted Auto-PGD climbs (Croce & Hein 2020, equation 7); needs four classes"
     if z.shape[1] < 4:
-        raise ValueError("the targeted DLR loss divides by the third and fourth highest logit, "
-                         f"but this model has {z.shape[1]} classes; "
-                         "use targets=None with loss=\"margin\" or \"ce\"")
+        raise ValueError(
+            "the targeted DLR loss divides by the third and fourth highest logit, but this model "
+            f"has {z.shape[1]} classes; use targets=None with loss=\"margin\" or \"ce\"")
     z = z.clamp_min(FAR)
-    top = z.topk(4, 1).values
-    return (logit(z, t) - logit(z, y)) / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12)
+    highest, _, third, fourth = z.topk(4, 1).values.unbind(1)
+    pull = logit(z, t) - logit(z, y)
+    return pull / (highest - (third + fourth) / 2 + 1e-12)
 
 # %% ../nbs/10b_losses.ipynb #1055e518
 LOSSES = {
@@ -81,13 +83,14 @@ def make_loss(
 ) -> Callable:  # (logits, y) -> [N], what the attack climbs
     "The loss by name or as it is, turned around for a targeted attack"
     if isinstance(loss, str) and loss not in LOSSES:
-        raise ValueError(f"the loss is one of {', '.join(LOSSES)} or a function of logits and labels, "
-                         f"but it is {loss!r}")
+        raise ValueError(f"the loss is one of {', '.join(LOSSES)} or a function "
+                         f"of logits and labels, but it is {loss!r}")
     value = LOSSES[loss] if isinstance(loss, str) else loss
     sign = -1 if targeted else 1
 
     def loss_fn(z, y):
-        if not z.is_cuda or z.shape[1] < 2: check_rivals(z, y, targeted)  # a GPU would wait
+        waits = z.is_cuda and z.shape[1] > 1    # a GPU would have to finish first
+        if not waits: check_rivals(z, y, targeted)
         return sign * _one_each(value(z, y), y)
     return loss_fn
 
@@ -96,8 +99,9 @@ def _one_each(value: Tensor, y: Tensor) -> Tensor:
     "The loss, if there is one for each image; else ValueError"
     shape = list(getattr(value, "shape", []))
     if shape == [len(y)]: return value
-    raise ValueError(f"a loss gives each image a number, so {len(y)} images one of shape [{len(y)}], "
-                     f"but this one is of shape {shape}; leave out its mean or sum (`reduction=\"none\"`)")
+    raise ValueError(f"a loss gives each image a number, so {len(y)} images one of shape "
+                     f"[{len(y)}], but this one is of shape {shape}; "
+                     "leave out its mean or sum (`reduction=\"none\"`)")
 
 # %% ../nbs/10b_losses.ipynb #1055e520
 def check_rivals(
@@ -108,15 +112,17 @@ def check_rivals(
     "ValueError for a label that the model does not have, and where there is nothing to attack"
     check_classes(z, y)
     if z.shape[1] < 2:
-        raise ValueError("the model has a single logit, so there is no boundary between classes; "
-                         "give it two, such as torch.cat([-z, z], 1)")
+        raise ValueError("the model has a single logit, so there is no boundary between "
+                         "classes; give it two, such as torch.cat([-z, z], 1)")
     z = z.detach()
     if not len(z) or z.amin() > -torch.inf: return
     needed = logit(z, y) if targeted else rivals(z, y).amax(1)
     lost = int((needed == -torch.inf).sum())
-    why = "the class to reach masked (-inf); choose another" if targeted else \
-          "every class but their own masked (-inf), so there is nothing to attack; leave them out"
-    if lost: raise ValueError(f"{lost} of these {len(z)} images have {why}")
+    if not lost: return
+    why = ("the class to reach masked (-inf); choose another" if targeted else
+           "every class but their own masked (-inf), "
+           "so there is nothing to attack; leave them out")
+    raise ValueError(f"{lost} of these {len(z)} images have {why}")
 
 # %% ../nbs/10b_losses.ipynb #1055e521
 def fooled(z: Tensor, y: Tensor, targeted: bool = False) -> Tensor:  # bool [N]
@@ -125,10 +131,17 @@ def fooled(z: Tensor, y: Tensor, targeted: bool = False) -> Tensor:  # bool [N]
     return ((answer == y) == targeted) & (best == best)
 
 
-def other_classes(z: Tensor, y: Tensor, count: int) -> Tensor:  # int64 [N,count], or fewer if there are no more
-    "The most likely classes besides `y`, most likely first; never one masked by -inf, rather the first again"
+def other_classes(
+    z: Tensor,  # logits [N,K]
+    y: Tensor,  # their own classes [N]
+    count: int,  # how many
+) -> Tensor:  # int64 [N,count], or fewer if there are no more
+    """The most likely classes besides `y`, most likely first;
+    never one masked by -inf, rather the first again"""
     check_rivals(z, y)
     others = rivals(z, y)
-    count = min(count, int((others > -torch.inf).sum(1).max()) if len(z) else count)
+    if len(z):
+        there = (others > -torch.inf).sum(1)
+        count = min(count, int(there.max()))
     values, classes = others.topk(count, 1)
     return torch.where(values > -torch.inf, classes, classes[:, :1])

@@ -25,8 +25,8 @@ def gradient(
     y: Tensor,  # labels [N]
     loss: Callable,  # (logits, y) -> [N]
     where: str = "the attack",  # whose step this is, for a sentence
-) -> tuple[Tensor, Tensor, Tensor]:  # logits [N,K], the loss of each image [N], its gradient by the image [N,C,H,W]
-    "One forward and one backward pass. ValueError if the loss is NaN or the gradient not finite"
+) -> tuple[Tensor, Tensor, Tensor]:  # logits [N,K], losses [N], their gradients [N,C,H,W]
+    "One forward and one backward pass. ValueError if a loss is NaN or a gradient not finite"
     with differentiable(x, y) as (x, y):
         z = ask(model, x)
         value = loss(z, y)
@@ -34,13 +34,19 @@ def gradient(
     check_finite(where, value.detach(), g)
     return z.detach(), value.detach(), g
 
-
+# %% ../nbs/10c_passes.ipynb #10c55e14
 @contextmanager
 def differentiable(x: Tensor, *others: Tensor | None) -> Iterator[list[Tensor | None]]:
-    "Within: `x` as a leaf of which gradients are taken, and the others, also under `torch.inference_mode()`"
+    """Within: `x` as a leaf of which gradients are taken, and the others,
+    also under `torch.inference_mode()`"""
     with torch.inference_mode(False), torch.enable_grad():
-        x, *others = (t.clone() if t is not None and t.is_inference() else t for t in (x, *others))
+        x, *others = (_ordinary(t) for t in (x, *others))
         yield [x.detach().requires_grad_(), *others]
+
+
+def _ordinary(t: Tensor | None) -> Tensor | None:
+    "A copy of what was made in inference mode"
+    return t.clone() if t is not None and t.is_inference() else t
 
 
 def slope(
@@ -49,33 +55,43 @@ def slope(
     again: bool = False,  # others will be asked of the same graph
 ) -> Tensor:  # [N,C,H,W]
     "The gradient of `total` by the images. ValueError if none comes through the model"
-    try: g, = torch.autograd.grad(total, x, retain_graph=again, allow_unused=True) if total.requires_grad else [None]
+    g, why = None, None
+    options = dict(retain_graph=again, allow_unused=True)
+    try:
+        if total.requires_grad: g, = torch.autograd.grad(total, x, **options)
     except torch.OutOfMemoryError: raise
-    except RuntimeError as error: g, why = None, error
-    else: why = None
+    except RuntimeError as error: why = error
     if g is not None: return g
-    said = str(why).splitlines()[0] if why else "its answer does not depend on the image in a way that torch can follow"
-    raise ValueError(f"no gradient comes through this model ({said}); attack the model that it was made from, "
+    said = "its answer does not depend on the image in a way that torch can follow"
+    if why: said = str(why).splitlines()[0]
+    raise ValueError(f"no gradient comes through this model ({said}); "
+                     "attack the model that it was made from, "
                      "or use square or one_pixel, which need none") from why
 
 # %% ../nbs/10c_passes.ipynb #02518a52
 def check_finite(
     where: str,  # whose step this is, for the sentence
-    value: Tensor,  # the losses [N] or logits [N,K]; infinite where classes are masked, but not NaN
+    value: Tensor,  # losses [N] or logits [N,K]; infinite where classes are masked, but not NaN
     g: Tensor | None = None,  # the gradient by the images [N,C,H,W]
-    wait: bool = False,  # look also on a GPU, which has to finish first; else NaN goes on and is found at the end
+    wait: bool = False,  # look on a GPU too, which must finish first; else NaN is found at the end
 ) -> None:
     "ValueError if anything is NaN, or a gradient not finite: no number would be right"
     if value.is_cuda and not wait: return
-    if not math.isnan(value.sum()) and (g is None or math.isfinite(g.sum())): return
-    count = lambda bad: f"for {int(bad.reshape(len(bad), -1).any(1).sum())} of {len(bad)} images"
+    fine = g is None or math.isfinite(g.sum())
+    if fine and not math.isnan(value.sum()): return
     if value.isnan().any():
-        raise ValueError(f"{where}: the model answers NaN {count(value.isnan())}, so no number would be right; "
-                         "look in it for a division by 0, or the root or logarithm of a negative number")
+        raise ValueError(f"{where}: the model answers NaN {_count(value.isnan())}, "
+                         "so no number would be right; look in it for a division by 0, "
+                         "or the root or logarithm of a negative number")
     if g is not None and not g.isfinite().all():
-        raise ValueError(f"{where}: the gradient is not finite {count(~g.isfinite())}, so it leads nowhere; "
-                         "a root or logarithm at 0 is a common reason: add a small number in it, "
-                         "or use square, which needs no gradient")
+        raise ValueError(f"{where}: the gradient is not finite {_count(~g.isfinite())}, "
+                         "so it leads nowhere; a root or logarithm at 0 is a common reason: "
+                         "add a small number in it, or use square, which needs no gradient")
+
+
+def _count(bad: Tensor) -> str:  # bool [N,...]
+    images = bad.reshape(len(bad), -1).any(1)
+    return f"for {int(images.sum())} of {len(bad)} images"
 
 # %% ../nbs/10c_passes.ipynb #6184ad49
 def prepare(
@@ -88,14 +104,14 @@ def prepare(
     x = check_images(x).detach()
     if y is not None: return x, check_labels(y, len(x))
     if targeted: raise ValueError("a targeted attack needs `y`, the classes to reach")
-    if not len(x): return x, torch.zeros(0, dtype=torch.int64, device=x.device)
+    if not len(x): return x, x.new_zeros(0, dtype=torch.int64)
     with whole_float32(), torch.no_grad(): z = ask(model, x)
     check_finite("the model's own prediction", z)
     return x, z.argmax(1)
 
 # %% ../nbs/10c_passes.ipynb #7ea9e21c
 class Active:
-    "The images that an attack still works on; those that are adversarial are put aside in `result`"
+    "The images that an attack still works on; adversarial ones are put aside in `result`"
 
     def __init__(self, x: Tensor, y: Tensor, stop: Callable | None = None):
         self.result, self.y, self.stop = x.clone(), y, stop
@@ -109,23 +125,25 @@ class Active:
         x_adv: Tensor,  # where they are now [n,C,H,W]
         *others,  # tensors [n,...], generators or None; dataclasses of such
     ) -> tuple:  # the parts of `others` that stay
-        "Ask `stop` about the candidates, put the confirmed ones aside, and take them out of everything"
+        "Ask `stop` about the candidates; the confirmed ones are put aside, and leave everything"
         if self.stop is None or not candidates.any(): return others
         which = candidates.nonzero().flatten()
-        which = which[self.stop(x_adv[which], self.y[self.index[which]])]
+        labels = self.y[self.index[which]]
+        which = which[self.stop(x_adv[which], labels)]
         self.result[self.index[which]] = x_adv[which]
         stay = torch.ones_like(candidates).index_fill(0, which, False)
         self.index = self.index[stay]
         return tuple(rows(other, stay) for other in others)
 
     def part(self, *others) -> tuple:
-        "The rows of tensors over the whole batch (or the generators) that belong to the active images"
+        "The rows of tensors over the whole batch (or the generators) of the active images"
         if len(self) == len(self.result): return others
         return tuple(rows(other, self.index) for other in others)
 
     def finish(self, x_adv: Tensor) -> Tensor:  # [N,C,H,W]
         "The result for all images, in the memory format of the first ones"
-        if x_adv.is_cuda and self.stop is not None: check_finite("the attack's result", x_adv, wait=True)
+        unseen = x_adv.is_cuda and self.stop is not None
+        if unseen: check_finite("the attack's result", x_adv, wait=True)
         self.result[self.index] = x_adv
         return self.result
 
@@ -133,4 +151,5 @@ class Active:
 def rows(part, index: Tensor):
     "What belongs to some of the images (`noise.pick`), in each field of a dataclass too"
     if not is_dataclass(part): return pick(part, index)
-    return replace(part, **{f.name: rows(getattr(part, f.name), index) for f in fields(part)})
+    values = {f.name: getattr(part, f.name) for f in fields(part)}
+    return replace(part, **{name: rows(v, index) for name, v in values.items()})

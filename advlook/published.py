@@ -8,6 +8,7 @@ __all__ = ['PAIRS', 'load_pair', 'pair_member', 'imagenet_names', 'load_hub', 'h
 # %% ../nbs/06h_published.ipynb #81182d48
 import difflib
 import re
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,28 +21,57 @@ from .saved import checked_options, load_checkpoint, prepared
 
 # %% ../nbs/06h_published.ipynb #bd58f367
 _ROBUST = "madrylab/robust-imagenet-models"
-_EPS = dict(l2="0.01 0.03 0.05 0.1 0.25 0.5 1 3 5".split(), linf="0.5 1.0 2.0 4.0 8.0".split())   # linf in 255ths
-_ONCE = dict(densenet="densenet161", mnasnet="mnasnet1_0", mobilenet="mobilenet_v2", resnext50_32x4d="resnext50_32x4d", shufflenet="shufflenet_v2_x1_0", vgg16_bn="vgg16_bn")
-PAIRS: dict[str, tuple[str, str, str]] = {  # name: (architecture, file of the standard model, file of the robust one)
-    f"{arch}-{norm}-{float(eps):g}": (f"torchvision:{arch}", f"{arch}_l2_eps0.ckpt", f"{arch}_{norm}_eps{eps}.ckpt")
-    for arch in ("resnet18", "resnet50", "wide_resnet50_2") for norm in _EPS for eps in _EPS[norm]
-} | {f"{short}-l2-3": (f"torchvision:{arch}", f"{short}_l2_eps0.ckpt", f"{short}_l2_eps3.ckpt") for short, arch in _ONCE.items()}
+_EPS = {
+    "l2": "0.01 0.03 0.05 0.1 0.25 0.5 1 3 5".split(),
+    "linf": "0.5 1.0 2.0 4.0 8.0".split(),   # in 255ths
+}
+_ONCE = {   # their name: torchvision's
+    "densenet": "densenet161",
+    "mnasnet": "mnasnet1_0",
+    "mobilenet": "mobilenet_v2",
+    "resnext50_32x4d": "resnext50_32x4d",
+    "shufflenet": "shufflenet_v2_x1_0",
+    "vgg16_bn": "vgg16_bn",
+}
+
+
+def _pair(name: str, architecture: str, norm: str, eps: str) -> tuple[str, str, str]:
+    files = f"{name}_l2_eps0.ckpt", f"{name}_{norm}_eps{eps}.ckpt"
+    return f"torchvision:{architecture}", *files
+
+
+def _pairs() -> Iterator[tuple[str, tuple[str, str, str]]]:
+    for arch in "resnet18", "resnet50", "wide_resnet50_2":
+        for norm, all_eps in _EPS.items():
+            for eps in all_eps:
+                yield f"{arch}-{norm}-{float(eps):g}", _pair(arch, arch, norm, eps)
+    for name, arch in _ONCE.items(): yield f"{name}-l2-3", _pair(name, arch, "l2", "3")
+
+
+PAIRS = dict(_pairs())   # name: (architecture, file of the standard model, file of the robust one)
 
 # %% ../nbs/06h_published.ipynb #dfd9813c
 def load_pair(
     name: str = "resnet50-linf-4",  # one of PAIRS
     **options,  # as for `load_checkpoint`
 ) -> dict[str, nn.Module]:  # {"STD":…, "ADV":…} in evaluation mode
-    "A published pair of ImageNet models, standard and robust. ValueError for an unknown name; ConnectionError if it is not here and the hub is out of reach"
+    """A published pair of ImageNet models, standard and robust. ValueError for an unknown name;
+    ConnectionError if it is not here and the hub is out of reach"""
     return {key: pair_member(name, key, **options) for key in ("STD", "ADV")}
 
 
 def pair_member(name: str, key: str, **options) -> nn.Module:
+    "A half of a published pair, STD or ADV"
     if name not in PAIRS:
         near = difflib.get_close_matches(name, PAIRS, n=3, cutoff=0.3)
-        raise ValueError(f"there is no published pair {name!r}; " + (f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(PAIRS)}"))
-    if key not in ("STD", "ADV"): raise ValueError(f"a pair has two members: write pair:{name}/STD or pair:{name}/ADV")
-    model = load_hub(_ROBUST, PAIRS[name][1 if key == "STD" else 2], PAIRS[name][0], **options)
+        do = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(PAIRS)}"
+        raise ValueError(f"there is no published pair {name!r}; {do}")
+    if key not in ("STD", "ADV"):
+        do = f"write pair:{name}/STD or pair:{name}/ADV"
+        raise ValueError(f"a pair has two members: {do}")
+    architecture, standard, robust = PAIRS[name]
+    file = standard if key == "STD" else robust
+    model = load_hub(_ROBUST, file, architecture, **options)
     model.class_names = imagenet_names()
     return model
 
@@ -57,7 +87,8 @@ def load_hub(
     architecture: str | None = None,  # None: as the file or config.json says
     **options,  # as for `load_checkpoint`
 ) -> nn.Module:
-    "A model from the Hugging Face hub or its cache. ValueError: absent, gated, no model; ConnectionError: not in the cache and out of reach"
+    """A model from the Hugging Face hub or its cache. ValueError: absent, gated, no model;
+    ConnectionError: not in the cache and out of reach"""
     if file: return load_checkpoint(hub_file(repo, file), architecture, **options)
     if architecture is None: hub_file(repo, "config.json")
     try: path = hub_file(repo, "model.safetensors")
@@ -71,17 +102,37 @@ def hub_file(
     repo: str,  # OWNER/REPO
     file: str,
 ) -> Path:  # in the hub's cache
-    "A file of a repository of models. ValueError: absent or gated; ConnectionError: not in the cache and out of reach"
+    """A file of a repository of models. ValueError: absent or gated;
+    ConnectionError: not in the cache and out of reach"""
     from huggingface_hub import errors, hf_hub_download
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo): raise ValueError(f"a repository of the hub is OWNER/REPO, but this is {repo!r}")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
+        raise ValueError(f"a repository of the hub is OWNER/REPO, but this is {repo!r}")
     try: return Path(hf_hub_download(repo, file, local_files_only=not hub_answers()))
     except errors.LocalEntryNotFoundError:
-        why = "answers with an error; try again later" if hub_answers() else "can't be reached; download it where there is a network, and set HF_HOME to the folder of its cache"
-        raise ConnectionError(f"{file} of {repo} was not downloaded yet and the Hugging Face hub {why}") from None
-    except errors.GatedRepoError: raise ValueError(f"{repo} hands out files only to whom it knows: accept its terms on its page of the hub, then run `hf auth login`") from None
-    except errors.RepositoryNotFoundError: raise ValueError(f"the hub has no repository {repo!r}, or it is private and `hf auth login` is needed") from None
-    except errors.EntryNotFoundError: raise ValueError(f"{repo} has no file {file!r}" + _near_on_hub(repo, file)) from None
-    except (errors.HfHubHTTPError, OSError, ValueError) as error: raise ValueError(f"{file} of {repo} can't be downloaded: {str(error).strip().partition(chr(10))[0]}") from None
+        raise ConnectionError(_not_downloaded(repo, file)) from None
+    except (errors.HfHubHTTPError, errors.EntryNotFoundError, OSError, ValueError) as error:
+        raise ValueError(_refused(repo, file, error)) from None
+
+
+def _not_downloaded(repo: str, file: str) -> str:
+    why = "can't be reached; download it where there is a network, " \
+          "and set HF_HOME to the folder of its cache"
+    if hub_answers(): why = "answers with an error; try again later"
+    return f"{file} of {repo} was not downloaded yet and the Hugging Face hub {why}"
+
+
+def _refused(repo: str, file: str, error: Exception) -> str:
+    "Why the hub does not hand out a file"
+    from huggingface_hub import errors
+    if isinstance(error, errors.GatedRepoError):   # before RepositoryNotFoundError, its parent
+        do = "accept its terms on its page of the hub, then run `hf auth login`"
+        return f"{repo} hands out files only to whom it knows: {do}"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return f"the hub has no repository {repo!r}, or it is private and `hf auth login` is needed"
+    if isinstance(error, errors.EntryNotFoundError):
+        return f"{repo} has no file {file!r}" + _near_on_hub(repo, file)
+    line, *_ = str(error).strip().split("\n")
+    return f"{file} of {repo} can't be downloaded: {line}"
 
 
 def _near_on_hub(repo: str, file: str) -> str:
@@ -96,20 +147,32 @@ def load_library(
     name: str,  # of an architecture, and of weights, as the library spells it
     **options,  # as for `load_checkpoint`
 ) -> nn.Module:  # in evaluation mode
-    "A model of timm or torchvision with its published weights. ValueError: there are none; ConnectionError: not here and out of reach"
-    _, plain = find_architecture(f"{library}:{name}")
+    """A model of timm or torchvision with its published weights.
+    ValueError: there are none; ConnectionError: not here and out of reach"""
+    spec = f"{library}:{name}"
+    _, plain = find_architecture(spec)
     classes = _published_classes(library, plain)
-    if options.pop("num_classes", classes) != classes: raise ValueError(f"the published weights of {library}:{name} are for {classes} classes; name a file of yours: PATH:{library}:{name}")
+    if options.pop("num_classes", classes) != classes:
+        told = f"the published weights of {spec} are for {classes} classes"
+        raise ValueError(f"{told}; name a file of yours: PATH:{spec}")
     options = checked_options(options)
+    model = _downloaded(spec, f"{library}:{plain}", classes, options.get("size"))
+    model.class_names = imagenet_names() if classes == 1000 else None
+    model.notes = []
+    return prepared(model, options, normalized=True).eval()
+
+
+def _downloaded(spec: str, architecture: str, classes: int, size: int | None) -> nn.Module:
     try:
         with _short_of_network():
-            model = create_model(f"{library}:{plain}", classes, size=options.get("size"), pretrained=True)
+            return create_model(architecture, classes, size=size, pretrained=True)
     except ValueError: raise
-    except RuntimeError as error: raise ValueError(f"the weights of {library}:{name} can't be loaded: {error_line(error)}") from None
+    except RuntimeError as error:
+        raise ValueError(f"the weights of {spec} can't be loaded: {error_line(error)}") from None
     except OSError as error:   # also of what the hub's library and urllib raise for want of a network
-        raise ConnectionError(f"the weights of {library}:{name} are not in the local cache and can't be downloaded ({type(error).__name__}); download them where there is a network, or name a file of yours: PATH:{library}:{name}") from None
-    model.class_names, model.notes = (imagenet_names() if classes == 1000 else None), []
-    return prepared(model, options, normalized=True).eval()
+        told = f"the weights of {spec} are not in the local cache and can't be downloaded"
+        do = f"download them where there is a network, or name a file of yours: PATH:{spec}"
+        raise ConnectionError(f"{told} ({type(error).__name__}); {do}") from None
 
 
 def _published_classes(library: str, name: str) -> int:
@@ -117,16 +180,24 @@ def _published_classes(library: str, name: str) -> int:
     if library == "torchvision": return 1000
     import timm
     try: config = timm.get_pretrained_cfg(name)
-    except RuntimeError: raise ValueError(f"timm publishes no weights {name!r}; there are {', '.join(timm.list_pretrained(name.partition('.')[0] + '.*'))}") from None
-    if config is None or not config.has_weights: raise ValueError(f"timm publishes no weights for {name!r}; name a file of yours: PATH:timm:{name}")
-    if not config.num_classes: raise ValueError(f"timm's weights of {name!r} end in features, not in classes")
+    except RuntimeError:
+        architecture, _, _ = name.partition(".")
+        there = ", ".join(timm.list_pretrained(f"{architecture}.*"))
+        raise ValueError(f"timm publishes no weights {name!r}; there are {there}") from None
+    if config is None or not config.has_weights:
+        do = f"name a file of yours: PATH:timm:{name}"
+        raise ValueError(f"timm publishes no weights for {name!r}; {do}")
+    if not config.num_classes:
+        raise ValueError(f"timm's weights of {name!r} end in features, not in classes")
     return config.num_classes
 
 # %% ../nbs/06h_published.ipynb #702e9ddb
 @contextmanager
-def _short_of_network():
-    "Within: the hub's library looks only into its cache if the hub does not answer, rather than asking for half a minute"
+def _short_of_network() -> Iterator[None]:
+    """Within: the hub's library looks only into its cache if the hub does not answer,
+    rather than asking for half a minute"""
     from huggingface_hub import constants
-    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, not hub_answers()
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = not hub_answers()
     try: yield
     finally: constants.HF_HUB_OFFLINE = before

@@ -35,13 +35,14 @@ from .align import align_classes
 from .core import device_of, frozen, logits, predict, to_float
 from .files import versions, whole_folder
 from .filters import show_first_layers
-from .findings import (ATTRIBUTIONS, count, join_ours, measure, people_table, red_flags, say_curves, say_kernels, say_scales,
-                              say_waves, trained, usable_attributions)
+from .findings import ATTRIBUTIONS, join_ours, measure, trained, usable_attributions
+from .redflags import red_flags
+from .sentences import count, people_table, say_curves, say_kernels, say_scales, say_waves
 from .functions import describe, in_batches
 from .gradients import loss_grad
 from .images import Images
 from .judge import bound_ball, check_attack, check_ball
-from .lookscale import plot_scales
+from .comparison import plot_scales
 from .inputs import for_photos
 from .preparation import describe_preparation
 from .show import color_of, map_scale, show_maps, show_rows, to_picture

@@ -23,35 +23,50 @@ def open_model(
     spec: str,  # see the table
     **options,  # size, mean, std, crop_pct, interpolation, num_classes; those that are None don't count
 ) -> nn.Module:  # in evaluation mode, images in [0,1] to logits
-    "A model from wherever one can be had. ValueError, or ConnectionError, with one sentence on what is wrong"
+    """A model from wherever one can be had. ValueError, or ConnectionError,
+    with one sentence on what is wrong"""
     classes = options.pop("num_classes", None)
-    options = checked_options(options) | (dict(num_classes=classes) if classes is not None else {})
+    options = checked_options(options)
+    if classes is not None: options["num_classes"] = classes
     kind, what, architecture = parse_spec(spec)
     if kind == "file": return load_checkpoint(what, architecture, **options)
-    return (_SCHEMES | {"function": _from_function})[kind](what, **options)
+    if kind == "function": return _from_function(what, **options)
+    return _SCHEMES[kind](what, **options)
 
 
 def parse_spec(
     spec: str,  # see the table
-) -> tuple[str, str, str | None]:  # ("file", path, architecture or None), or ("timm", what follows the colon, None) and so on
+) -> tuple[str, str, str | None]:  # as ("file", path, architecture or None), ("timm", name, None)
     "The parts of a model's description; an existing file wins. ValueError if it is none"
-    kind, _, rest = spec.partition(":")
-    cuts = [i for i, c in enumerate(spec) if c == ":"]
     if _is_file(spec): return "file", spec, None
+    kind, _, rest = spec.partition(":")
     if kind in _SCHEMES and rest: return kind, rest, None
-    for i in reversed(cuts):
-        if _is_file(spec[:i]): return "file", spec[:i], spec[i + 1:] or None
-    if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", spec) and Path(kind).suffix not in _SUFFIXES: return "function", spec, None
-    if not cuts and Path(spec).suffix == "" and "/" not in spec and not Path(spec).is_dir() or not spec.strip():
-        raise ValueError(f"{spec!r} is no file and no model; write a file, timm:NAME, torchvision:NAME, hub:OWNER/REPO/FILE:ARCHITECTURE, bundled:NAME/RUN or module:function")
-    i = next((i for i in cuts if spec[:i].endswith(_SUFFIXES)), cuts[0] if cuts else len(spec))   # behind what looks like a file of weights
-    return "file", spec[:i], spec[i + 1:] or None
+    cuts = [i for i, c in enumerate(spec) if c == ":"]
+    files = [i for i in reversed(cuts) if _is_file(spec[:i])]
+    if files: return _file_at(spec, files[0])
+    named = re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", spec)
+    if named and Path(kind).suffix not in _SUFFIXES: return "function", spec, None
+    if not spec.strip() or not cuts and _is_word(spec):
+        ways = "a file, timm:NAME, torchvision:NAME, hub:OWNER/REPO/FILE:ARCHITECTURE, bundled:NAME/RUN"
+        raise ValueError(f"{spec!r} is no file and no model; write {ways} or module:function")
+    weights = [i for i in cuts if spec[:i].endswith(_SUFFIXES)]   # behind what looks like a file of them
+    return _file_at(spec, [*weights, *cuts, len(spec)][0])
+
+
+def _file_at(spec: str, end: int) -> tuple[str, str, str | None]:
+    return "file", spec[:end], spec[end + 1:] or None
+
+
+def _is_word(spec: str) -> bool:
+    return Path(spec).suffix == "" and "/" not in spec and not Path(spec).is_dir()
 
 
 def public_spec(spec: str) -> str:
     "A model's description without the folders of whoever wrote it"
     kind, what, architecture = parse_spec(spec)
-    return spec if kind != "file" else Path(what).name + (f":{architecture}" if architecture else "")
+    if kind != "file": return spec
+    name = Path(what).name
+    return f"{name}:{architecture}" if architecture else name
 
 
 _SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".tar", ".safetensors")
@@ -67,7 +82,8 @@ def _from_hub(text: str, **options) -> nn.Module:
     owner, _, rest = place.partition("/")
     repo, _, file = rest.partition("/")
     if not repo: raise ValueError(f"write hub:OWNER/REPO/FILE:ARCHITECTURE, not hub:{text}")
-    return load_hub(f"{owner}/{repo}", file or None, architecture or None, **options)
+    whose = f"{owner}/{repo}"
+    return load_hub(whose, file or None, architecture or None, **options)
 
 
 def _from_pair(text: str, **options) -> nn.Module:
@@ -82,9 +98,13 @@ def _from_bundled(text: str, **options) -> nn.Module:
 # %% ../nbs/08b_sources.ipynb #702e9ddc
 def _from_function(what: str, **options) -> nn.Module:
     "What `function()` of a module in this folder or on Python's path returns"
-    if options.pop("num_classes", None): raise ValueError(f"{what} makes its model itself; the number of classes can't be set from outside")
+    if options.pop("num_classes", None):
+        told = f"{what} makes its model itself"
+        raise ValueError(f"{told}; the number of classes can't be set from outside")
     model = _made(what, find_function(what))
-    if not isinstance(model, nn.Module): raise ValueError(f"{what} returns a {type(model).__name__}; it should return a torch.nn.Module that takes images in [0,1]")
+    if not isinstance(model, nn.Module):
+        should = "it should return a torch.nn.Module that takes images in [0,1]"
+        raise ValueError(f"{what} returns a {type(model).__name__}; {should}")
     return set_preparation(model, crop=options.pop("crop_pct", None), **options).eval()
 
 
@@ -93,7 +113,14 @@ def _made(what: str, made):
     if isinstance(made, nn.Module): return made
     with from_here():
         try: return made()
-        except (Exception, SystemExit) as error: raise ValueError(f"{what} failed: {error_line(error)}") from None
+        except (Exception, SystemExit) as error:
+            raise ValueError(f"{what} failed: {error_line(error)}") from None
 
 
-_SCHEMES = dict(timm=partial(load_library, "timm"), torchvision=partial(load_library, "torchvision"), hub=_from_hub, pair=_from_pair, bundled=_from_bundled)
+_SCHEMES = {
+    "timm": partial(load_library, "timm"),
+    "torchvision": partial(load_library, "torchvision"),
+    "hub": _from_hub,
+    "pair": _from_pair,
+    "bundled": _from_bundled,
+}

@@ -7,6 +7,8 @@ __all__ = ['conv_bn_pairs', 'fold', 'StandIn', 'Exact', 'computes_bfloat16', 'st
 
 # %% ../nbs/09_standin.ipynb #7029b0a3
 import copy
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -15,67 +17,104 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from .core import ask, frozen, logits, whole_float32
 
 # %% ../nbs/09_standin.ipynb #5ec78ab7
+_CONVOLUTIONS = nn.Conv1d, nn.Conv2d, nn.Conv3d
+_NORMALIZATIONS = nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d
+
+
 def conv_bn_pairs(
     model: nn.Module,  # in evaluation mode
     x: Tensor,  # a few images [N,C,H,W] in [0,1]
-) -> tuple[list[tuple[str, str]], list[str]]:  # names of (convolution, batch normalization); names of layers with weights, in the order of their work
-    "Watch the model once, and note which normalization takes what a convolution gives"
+) -> tuple[list[tuple[str, str]], list[str]]:  # (convolution, normalization); layers with weights
+    "By name: which normalization takes what a convolution gives, and layers in the order of their work"
     made, pairs, order = {}, [], []
 
-    def watch(name):
-        def see(module, inputs, output):
-            order.append(name)
-            if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)): made[id(output)] = name, output  # held, so that no other tensor gets its id
-            elif inputs and id(inputs[0]) in made: pairs.append((made[id(inputs[0])][0], name))
-        return see
-    watched = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-    handles = [m.register_forward_hook(watch(name)) for name, m in model.named_modules() if isinstance(m, watched)]
+    def see(name, module, inputs, output):
+        order.append(name)
+        if isinstance(module, _CONVOLUTIONS):
+            made[id(output)] = name, output  # held, so that no other tensor gets its id
+        elif inputs and id(inputs[0]) in made:
+            conv, _ = made[id(inputs[0])]
+            pairs.append((conv, name))
+
+    _watch(model, x, see)
+
+    def fits(conv, bn):
+        "Both ran once, and the normalization goes by running statistics"
+        ready = getattr(model.get_submodule(bn), "track_running_stats", False)
+        return ready and order.count(conv) == order.count(bn) == 1
+
+    return [pair for pair in pairs if fits(*pair)], order
+
+
+def _watch(model: nn.Module, x: Tensor, see: Callable) -> None:
+    "Show `see` each layer with weights at work: (name, module, inputs, output)"
+    watched = *_CONVOLUTIONS, nn.Linear, *_NORMALIZATIONS
+    layers = [(name, m) for name, m in model.named_modules() if isinstance(m, watched)]
+    handles = [m.register_forward_hook(partial(see, name)) for name, m in layers]
     try:
         with torch.no_grad(): logits(model, x)
     finally:
         for handle in handles: handle.remove()
-    normalizations = {name for name, m in model.named_modules() if isinstance(m, watched[4:]) and m.track_running_stats}
-    return [(c, b) for c, b in pairs if b in normalizations and order.count(c) == order.count(b) == 1], order
 
-
-def fold(model: nn.Module, pairs: list[tuple[str, str]]) -> nn.Module:  # the same object, changed
-    "Put each normalization into its convolution; what a normalization does besides (timm's activations) stays"
+# %% ../nbs/09_standin.ipynb #5ec78ap7
+def fold(
+    model: nn.Module,  # is changed
+    pairs: list[tuple[str, str]],  # from `conv_bn_pairs`
+) -> nn.Module:  # the same object
+    """Put each normalization into its convolution;
+    what a normalization does besides (timm's activations) stays"""
     for conv, bn in pairs:
         c, b = model.get_submodule(conv), model.get_submodule(bn)
-        rest = nn.Sequential(*(getattr(b, part) for part in ("drop", "act") if isinstance(getattr(b, part, None), nn.Module)))
+        besides = [getattr(b, part, None) for part in ("drop", "act")]
+        rest = [part for part in besides if isinstance(part, nn.Module)]
         model.set_submodule(conv, fuse_conv_bn_eval(c, b))
-        model.set_submodule(bn, rest if len(rest) else nn.Identity())
+        model.set_submodule(bn, nn.Sequential(*rest) if rest else nn.Identity())
     return model
 
 # %% ../nbs/09_standin.ipynb #df29611e
 class StandIn(nn.Module):
     "Takes images of any memory format and dtype, answers in float32 (float64 stays)"
 
-    def __init__(self, body: nn.Module, given: nn.Module, half: bool, channels_last: bool, note: str):
+    def __init__(
+        self,
+        body: nn.Module,  # what computes
+        given: nn.Module,  # what it stands in for
+        half: bool,  # body computes in bfloat16
+        channels_last: bool,
+        note: str,  # what was done, in words
+    ):
         super().__init__()
-        self.body, self.half, self.channels_last, self.note = body, half, channels_last, note
-        self.__dict__["given"] = given  # not a part of this module: its mode and device are its own affair
+        self.body, self.note = body, note
+        self.half, self.channels_last = half, channels_last
+        # not a part of this module: its mode and device are its own affair
+        self.__dict__["given"] = given
 
     def forward(self, x: Tensor) -> Tensor:
         if self.channels_last: x = x.contiguous(memory_format=torch.channels_last)
         if not self.half: return logits(self.body, x)
-        with torch.autocast(x.device.type, torch.bfloat16): return logits(self.body, x).float()
+        with torch.autocast(x.device.type, torch.bfloat16):
+            return logits(self.body, x).float()
 
-
+# %% ../nbs/09_standin.ipynb #df2961pe
 class Exact(nn.Module):
     "A layer that computes in float32 while others around it don't"
 
-    def __init__(self, layer: nn.Module): super().__init__(); self.layer = layer
+    def __init__(self, layer: nn.Module):
+        super().__init__()
+        self.layer = layer
 
     def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False): return self.layer(x.float())
+        with torch.autocast(x.device.type, enabled=False):
+            return self.layer(x.float())
 
-
+# %% ../nbs/09_standin.ipynb #df2961qe
 def computes_bfloat16(device: torch.device) -> bool:
     "Does the processor compute in bfloat16, rather than imitate it?"
     if device.type == "cuda": return torch.cuda.is_bf16_supported(including_emulation=False)
-    has = getattr(torch.cpu, "get_capabilities", dict)() if torch.backends.mkldnn.is_available() else {}   # without oneDNN (a Mac) convolutions only imitate it
-    return device.type == "cpu" and bool(has.get("avx512_bf16") or has.get("amx_bf16") or has.get("bf16"))
+    # without oneDNN (a Mac) convolutions only imitate it
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available(): return False
+    has = getattr(torch.cpu, "get_capabilities", dict)()
+    return any(has.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 # %% ../nbs/09_standin.ipynb #ff793fe7
 def standin(
@@ -87,25 +126,52 @@ def standin(
     "A copy of the model that computes the same, faster; attacks craft on it, the model itself judges"
     if isinstance(model, StandIn): return model
     x = x[:2]
-    with frozen(model), torch.no_grad(), whole_float32():   # else TF32 would hide whether two networks compute the same
+    # whole float32, as TF32 would hide whether two networks compute the same
+    with frozen(model), torch.no_grad(), whole_float32():
         before, again = ask(model, x), ask(model, x)
-        if not torch.equal(before, again): return StandIn(model, model, False, False, "the model itself, because it answers the same image differently")
+        if not torch.equal(before, again):
+            note = "the model itself, because it answers the same image differently"
+            return StandIn(model, model, False, False, note)
         body, done, order = _folded(model, x, before)
-    half = fast and body is not model and x.dtype == torch.float32 and computes_bfloat16(x.device)
-    if half and order: body.set_submodule(order[0], Exact(body.get_submodule(order[0])))
-    if fast and body is not model: done.append("bfloat16 after the first layer" if half else "float32, because the processor does not compute in bfloat16")
-    if compile: body = torch.compile(body, dynamic=True); done.append("compiled")
+    half = False
+    if fast and body is not model:
+        half = _halve(body, order, x)
+        done.append("bfloat16 after the first layer" if half else
+                    "float32, because the processor does not compute in bfloat16")
+    if compile:
+        body = torch.compile(body, dynamic=True)
+        done.append("compiled")
     return StandIn(body, model, half, body is not model, ", ".join(done))
 
 
-def _folded(model, x, before) -> tuple[nn.Module, list[str], list[str]]:
-    "A copy, folded and channels-last if that gives the same logits; what was done; the order of layers"
+def _halve(body: nn.Module, order: list[str], x: Tensor) -> bool:
+    "May it compute in bfloat16? Then its first layer is kept from it"
+    half = x.dtype == torch.float32 and computes_bfloat16(x.device)
+    if half and order:
+        first = body.get_submodule(order[0])
+        body.set_submodule(order[0], Exact(first))
+    return half
+
+# %% ../nbs/09_standin.ipynb #ff793fe8
+def _folded(model: nn.Module, x: Tensor, before: Tensor) -> tuple[nn.Module, list[str], list[str]]:
+    """A copy, folded and channels-last, if that gives the same logits, else the model;
+    what was done; its layers in the order of their work"""
     try:
         pairs, order = conv_bn_pairs(model, x)
-        copied = copy.deepcopy(model)
-        for p in copied.parameters(): p.requires_grad_(False)
-        body = fold(copied, pairs).to(memory_format=torch.channels_last).eval()
+        body = fold(_copied(model), pairs).to(memory_format=torch.channels_last).eval()
         after = logits(body, x.contiguous(memory_format=torch.channels_last))
-        if (after - before).abs().max() <= 1e-4 * before.abs().max().clamp_min(1): return body, [f"{len(pairs)} batch normalizations folded", "channels-last"], [name for name in order if name not in dict(map(reversed, pairs))]
-        return model, ["the model itself, because folded it would answer differently"], order
-    except (RuntimeError, AttributeError, TypeError, ValueError) as error: return model, [f"the model itself, because it can't be copied or folded ({type(error).__name__})"], []
+        near = 1e-4 * before.abs().max().clamp_min(1)
+        same = (after - before).abs().max() <= near
+    except (RuntimeError, AttributeError, TypeError, ValueError) as error:
+        kind = type(error).__name__
+        return model, [f"the model itself, because it can't be copied or folded ({kind})"], []
+    if not same: return model, ["the model itself, because folded it would answer differently"], order
+    gone = {bn for _, bn in pairs}
+    done = [f"{len(pairs)} batch normalizations folded", "channels-last"]
+    return body, done, [name for name in order if name not in gone]
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    body = copy.deepcopy(model)
+    for p in body.parameters(): p.requires_grad_(False)
+    return body

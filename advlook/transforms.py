@@ -15,56 +15,81 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def _check(x: Tensor) -> Tensor:
-    "`x` if it is a float batch. Its range is left alone: a transform may follow a reversal, which leaves [0,1]"
+def _check(x: Tensor) -> None:
+    "A float batch? Its range is left alone: a transform may follow a reversal, which leaves [0,1]"
     if not isinstance(x, Tensor) or not x.is_floating_point():
-        raise TypeError(f"transforms take float images [N, C, H, W], but these are {getattr(x, 'dtype', type(x).__name__)}; `core.to_float(x)` divides uint8 by 255")
-    if x.ndim != 4: raise ValueError(f"images have the shape [N, C, H, W], but these have {list(x.shape)}; for a single image use `x[None]`")
-    return x
+        kind = getattr(x, "dtype", type(x).__name__)
+        raise TypeError(f"transforms take float images [N, C, H, W], but these are {kind}; "
+                        "`core.to_float(x)` divides uint8 by 255")
+    if x.ndim != 4:
+        raise ValueError(f"images have the shape [N, C, H, W], but these have {list(x.shape)}; "
+                         "for a single image use `x[None]`")
 
 
 def _check_kernel(kernel: int) -> None:
     "A ValueError unless a window of this size has a middle"
-    if kernel != int(kernel) or kernel < 1 or kernel % 2 == 0: raise ValueError(f"a kernel has an odd number of pixels, but this one has {kernel}; use {max(1, int(kernel) // 2 * 2 + 1)}")
+    if kernel == int(kernel) and kernel >= 1 and kernel % 2 == 1: return
+    odd = max(1, int(kernel) // 2 * 2 + 1)
+    raise ValueError(f"a kernel has an odd number of pixels, but this one has {kernel}; use {odd}")
 
 # %% ../nbs/40_transforms.ipynb #27cd5a9a
 @dataclass(frozen=True)
 class GaussianBlur:
-    "A Gaussian blur as in the paper's figure 5: reflected border, differentiable. Raises ValueError if an image is not larger than kernel // 2"
+    """A Gaussian blur as in the paper's figure 5: reflected border, differentiable.
+    Raises ValueError if an image is not larger than kernel // 2"""
     sigma: float  # asked standard deviation, in pixels; 0 leaves the image as it is
     kernel: int = 7  # taps along each axis, odd; the paper's 7
 
     def __post_init__(self):
-        if not 0 <= self.sigma < math.inf: raise ValueError(f"sigma is a standard deviation in pixels, 0 or more, but this is {self.sigma}")
+        if not 0 <= self.sigma < math.inf:
+            raise ValueError(f"sigma is a standard deviation in pixels, 0 or more, but this is {self.sigma}")
         _check_kernel(self.kernel)
+
+    @property
+    def _offsets(self) -> Tensor:
+        return torch.arange(self.kernel, dtype=torch.float64) - self.kernel // 2
 
     def weights(self) -> Tensor:  # float64 [kernel], sums to 1
         "The taps of the kernel along one axis"
-        d = torch.arange(self.kernel, dtype=torch.float64) - self.kernel // 2
-        return (d == 0).double() if self.sigma == 0 else torch.softmax(-(d / self.sigma) ** 2 / 2, 0)
+        d = self._offsets
+        if self.sigma == 0: return (d == 0).double()
+        return torch.softmax(-(d / self.sigma) ** 2 / 2, 0)
 
     @property
     def real_sigma(self) -> float:
         "The standard deviation, in pixels, that is left after cutting the Gaussian off at the kernel's end"
-        d = torch.arange(self.kernel) - self.kernel // 2
-        return (self.weights() * d ** 2).sum().sqrt().item()
+        return (self.weights() * self._offsets ** 2).sum().sqrt().item()
 
     def __call__(self, x: Tensor) -> Tensor:  # float [N,C,H,W] to the same shape
-        pad = self.kernel // 2
         _check(x)
         if self.sigma == 0 or x.numel() == 0: return x
-        if min(x.shape[2:]) <= pad: raise ValueError(f"a blur with {self.kernel} taps mirrors {pad} pixels at the border, and images of {x.shape[2]} x {x.shape[3]} are too small for that; use a smaller kernel")
-        exact = x.to(torch.promote_types(x.dtype, torch.float32))   # half precision would round every step
-        rows = self._along(F.pad(exact, [pad, pad, 0, 0], mode="reflect"), 3)
-        return self._along(F.pad(rows, [0, 0, pad, pad], mode="reflect"), 2).to(x.dtype)
+        _check_border(x, self.kernel)
+        return _blur(x, self.weights())
 
-    def _along(self, padded: Tensor, axis: int) -> Tensor:  # shorter by kernel - 1 along this axis
-        "The weighted sum of shifted copies: torch's convolution of one channel takes ten times as long on a CPU"
-        n = padded.shape[axis] - self.kernel + 1
-        first, *others = self.weights().to(padded.dtype).tolist()
-        total = padded.narrow(axis, 0, n) * first
-        for shift, weight in enumerate(others, 1): total.add_(padded.narrow(axis, shift, n), alpha=weight)
-        return total
+# %% ../nbs/40_transforms.ipynb #40a00001
+def _check_border(x: Tensor, kernel: int) -> None:
+    height, width = x.shape[2:]
+    if min(height, width) > kernel // 2: return
+    raise ValueError(f"a blur with {kernel} taps mirrors {kernel // 2} pixels at the border, and images of "
+                     f"{height} x {width} are too small for that; use a smaller kernel")
+
+
+def _blur(x: Tensor, weights: Tensor) -> Tensor:
+    "Along rows, then along columns; half precision is rounded once, at the end"
+    pad = len(weights) // 2
+    exact = x.to(torch.promote_types(x.dtype, torch.float32))
+    rows = _along(F.pad(exact, [pad, pad, 0, 0], mode="reflect"), weights, 3)
+    columns = _along(F.pad(rows, [0, 0, pad, pad], mode="reflect"), weights, 2)
+    return columns.to(x.dtype)
+
+
+def _along(padded: Tensor, weights: Tensor, axis: int) -> Tensor:  # shorter by kernel - 1 along this axis
+    "The weighted sum of shifted copies: torch's convolution of one channel takes ten times as long on a CPU"
+    n = padded.shape[axis] - len(weights) + 1
+    first, *others = weights.to(padded.dtype).tolist()
+    total = padded.narrow(axis, 0, n) * first
+    for shift, weight in enumerate(others, 1): total.add_(padded.narrow(axis, shift, n), alpha=weight)
+    return total
 
 # %% ../nbs/40_transforms.ipynb #73a01e00
 @dataclass(frozen=True)
@@ -75,21 +100,29 @@ class MedianFilter:
 
     def __post_init__(self):
         _check_kernel(self.kernel)
-        if self.times != int(self.times) or self.times < 0: raise ValueError(f"times is a number of passes, 0 or more, but this is {self.times}")
+        if self.times != int(self.times) or self.times < 0:
+            raise ValueError(f"times is a number of passes, 0 or more, but this is {self.times}")
 
     def __call__(self, x: Tensor) -> Tensor:  # float [N,C,H,W] to the same shape
-        opencv = _check(x).device.type == "cpu" and x.dtype == torch.float32 and self.kernel in (3, 5) and x.shape[1] <= 4 and not x.requires_grad
-        one_pass = _median_opencv if opencv else _median_torch
+        _check(x)
+        one_pass = _median_opencv if _suits_opencv(x, self.kernel) else _median_torch
         for _ in range(self.times if x.numel() else 0): x = one_pass(x, self.kernel)
         return x
 
 
+def _suits_opencv(x: Tensor, kernel: int) -> bool:
+    on_cpu = x.device.type == "cpu" and x.dtype == torch.float32
+    return on_cpu and kernel in (3, 5) and x.shape[1] <= 4 and not x.requires_grad
+
+# %% ../nbs/40_transforms.ipynb #40a00003
 def _median_opencv(x: Tensor, kernel: int) -> Tensor:
     "One pass on the CPU, tens of times faster than torch; float32, kernel 3 or 5, at most 4 channels"
     import cv2
     out = torch.empty_like(x)
-    for image, result in zip(x.permute(0, 2, 3, 1).contiguous().numpy(), out):
-        result.copy_(torch.from_numpy(cv2.medianBlur(image, kernel)).view(*image.shape).permute(2, 0, 1))
+    pictures = x.permute(0, 2, 3, 1).contiguous().numpy()
+    for picture, result in zip(pictures, out):
+        filtered = torch.from_numpy(cv2.medianBlur(picture, kernel))
+        result.copy_(filtered.view(*picture.shape).permute(2, 0, 1))   # OpenCV drops a single channel
     return out
 
 
@@ -97,23 +130,30 @@ def _median_torch(x: Tensor, kernel: int) -> Tensor:
     "One pass anywhere, of any kernel, with gradients; a few images at a time, as each window is written out"
     def some(x):
         padded = F.pad(x, [kernel // 2] * 4, mode="replicate")
-        return padded.unfold(2, kernel, 1).unfold(3, kernel, 1).flatten(-2).median(-1).values
+        windows = padded.unfold(2, kernel, 1).unfold(3, kernel, 1)
+        return windows.flatten(-2).median(-1).values
     return torch.cat([some(part) for part in x.split(32)])
 
 # %% ../nbs/40_transforms.ipynb #69b5d88c
 @dataclass(frozen=True)
 class ReverseColors:
-    "Colors mirrored about a mean, x -> 2 mean - x (the paper's Table 2). Raises ValueError if image and mean differ in channels"
-    mean: Sequence[float] | float = (0.485, 0.456, 0.406)  # one a channel, in [0,1]; a single one serves all channels. Default: ImageNet's, as in the paper
+    """Colors mirrored about a mean, x -> 2 mean - x (the paper's Table 2).
+    Raises ValueError if image and mean differ in channels"""
+    mean: Sequence[float] | float = (0.485, 0.456, 0.406)  # in [0,1], one a channel or one for all; ImageNet's
     clip: bool = False  # cut the result off at 0 and 1
 
     def __post_init__(self):
         mean = torch.as_tensor(self.mean, dtype=torch.float64).flatten().tolist()
-        if not mean or not all(0 <= m <= 1 for m in mean): raise ValueError(f"the mean is that of images in [0, 1], but this is {self.mean}; divide by 255 if it is for pixels")
+        if not mean or not all(0 <= m <= 1 for m in mean):
+            raise ValueError(f"the mean is that of images in [0, 1], but this is {self.mean}; "
+                             "divide by 255 if it is for pixels")
         object.__setattr__(self, "mean", tuple(mean))
 
-    def __call__(self, x: Tensor) -> Tensor:  # float [N,C,H,W] to the same shape, in [2 mean - 1, 2 mean] unless clipped
-        channels = _check(x).shape[1]
-        if len(self.mean) not in (1, channels): raise ValueError(f"the mean has {len(self.mean)} channels and the images have {channels}; give one number a channel, or a single one")
+    def __call__(self, x: Tensor) -> Tensor:  # float [N,C,H,W], to [2 mean - 1, 2 mean] unless clipped
+        _check(x)
+        of_mean, channels = len(self.mean), x.shape[1]
+        if of_mean not in (1, channels):
+            raise ValueError(f"the mean has {of_mean} channels and the images have {channels}; "
+                             "give one number a channel, or a single one")
         y = 2 * x.new_tensor(self.mean).view(-1, 1, 1) - x
         return y.clamp(0, 1) if self.clip else y

@@ -22,32 +22,61 @@ from .passes import gradient
 
 # %% ../nbs/11b_variants.ipynb #10311488
 class Diverse(nn.Module):
-    "The model, shown each image a little smaller and elsewhere with probability `chance` (Xie et al. 2019)"
+    "The model, shown each image a little smaller and elsewhere, sometimes (Xie et al. 2019)"
 
-    def __init__(self, model: nn.Module, chance: float = 0.5, smallest: float = 0.9, generator: torch.Generator | None = None):
+    def __init__(
+        self,
+        model: nn.Module,
+        chance: float = 0.5,  # that an image is moved
+        smallest: float = 0.9,  # of its size
+        generator: torch.Generator | None = None,
+    ):
         super().__init__()
-        self.model, self.chance, self.smallest, self.generator = model, chance, smallest, generator
+        self.model, self.generator = model, generator
+        self.chance, self.smallest = chance, smallest
 
     def forward(self, x: Tensor) -> Tensor:
-        u = draw(torch.rand, x.flatten(1)[:, :1].expand(-1, 4), self.generator)
-        size = torch.where(u[:, 0] < self.chance, self.smallest + (1 - self.smallest) * u[:, 1], 1)
-        theta = torch.zeros(len(x), 2, 3, device=x.device, dtype=x.dtype)
-        theta[:, 0, 0] = theta[:, 1, 1] = 1 / size
-        theta[:, :, 2] = (2 * u[:, 2:] - 1) * (1 / size - 1)[:, None]
-        return logits(self.model, F.grid_sample(x, F.affine_grid(theta, x.shape, align_corners=False), align_corners=False))
+        four = x.flatten(1)[:, :1].expand(-1, 4)
+        moved, shrunk, *place = draw(torch.rand, four, self.generator).unbind(1)
+        size = self.smallest + (1 - self.smallest) * shrunk
+        size = torch.where(moved < self.chance, size, 1)
+        theta = _placed(size, torch.stack(place, 1))
+        grid = F.affine_grid(theta, x.shape, align_corners=False)
+        return logits(self.model, F.grid_sample(x, grid, align_corners=False))
 
 
+def _placed(size: Tensor, place: Tensor) -> Tensor:  # [N], [N,2] in [0,1] -> [N,2,3]
+    "The affine map that sets an image of this size down there"
+    theta = size.new_zeros(len(size), 2, 3)
+    theta[:, 0, 0] = theta[:, 1, 1] = 1 / size
+    room = 1 / size - 1
+    theta[:, :, 2] = (2 * place - 1) * room[:, None]
+    return theta
+
+# %% ../nbs/11b_variants.ipynb #11b55e06
 class Expectation(nn.Module):
-    "The mean of several answers of a random model, or of a model behind a random transform (Athalye et al. 2018)"
+    """The mean of several answers of a random model,
+    or of a model behind a random transform (Athalye et al. 2018)"""
 
-    def __init__(self, model: nn.Module, samples: int = 20, transform: Callable = nn.Identity()):
+    def __init__(
+        self,
+        model: nn.Module,
+        samples: int = 20,
+        transform: Callable = nn.Identity(),  # (images) -> images
+    ):
         super().__init__()
         self.model, self.samples, self.transform = model, samples, transform
 
     def forward(self, x: Tensor) -> Tensor:
-        once = lambda x: logits(self.model, self.transform(x))
-        again = lambda: checkpoint(once, x, use_reentrant=False) if torch.is_grad_enabled() else once(x)  # one answer's activations at a time
-        return sum(again() for _ in range(self.samples)) / self.samples
+        return sum(self._again(x) for _ in range(self.samples)) / self.samples
+
+    def _again(self, x: Tensor) -> Tensor:
+        "One answer, whose activations are made anew on the way back: they are held one at a time"
+        if not torch.is_grad_enabled(): return self._once(x)
+        return checkpoint(self._once, x, use_reentrant=False)
+
+    def _once(self, x: Tensor) -> Tensor:
+        return logits(self.model, self.transform(x))
 
 # %% ../nbs/11b_variants.ipynb #9a89917d
 def virtual_adversarial(
@@ -59,11 +88,19 @@ def virtual_adversarial(
     length: float = 0.01,  # of the tiny step, in l_2
     generator: torch.Generator | None = None,
 ) -> Tensor:  # [N,C,H,W] in [0,1], in the ball around x
-    "One step along the direction in which the answer changes most (Miyato et al. 2018, algorithm 1)"
-    x, unit = check_images(x).detach(), L2(torch.inf).steepest
+    "One step in the direction that changes the answer most (Miyato et al. 2018, algorithm 1)"
+    x = check_images(x).detach()
     if not len(x): return x.clone()
-    with torch.inference_mode(False), torch.no_grad(): answer = ask(model, x).float().softmax(1)
-    divergence = lambda z, y: F.kl_div(z.log_softmax(1).clamp_min(FAR), answer, reduction="none").sum(1)
+    with torch.inference_mode(False), torch.no_grad():
+        answer = ask(model, x).float().softmax(1)
+
+    def divergence(z, y):
+        p = z.log_softmax(1).clamp_min(FAR)
+        return F.kl_div(p, answer, reduction="none").sum(1)
+
+    unit = L2(torch.inf).steepest
     d = draw(torch.randn, x, generator)
-    for _ in range(iterations): d = gradient(model, x + length * unit(d), y, divergence, "virtual adversarial")[2]
+    for _ in range(iterations):
+        near = x + length * unit(d)
+        _, _, d = gradient(model, near, y, divergence, "virtual adversarial")
     return into(ball, x, x + ball.eps * ball.steepest(d))

@@ -19,7 +19,7 @@ from advlook.core import frozen, predict, scores
 from advlook.curves import robustness_curve, transfer_matrix
 from advlook.flags import attack_flags
 from advlook.images import Images
-from advlook.lookscale import look_scales, shared_images
+from advlook.comparison import look_scales, shared_images
 from advlook.minimal import deepfool
 from advlook.robustness import accuracy, correct, defense_rate, robust_accuracy, survives, worst_case
 from advlook.square import square

@@ -24,12 +24,12 @@ from advlook.objectives import make_objective
 from advlook.robustness import accuracy, robust_accuracy
 from advlook.parallel import fast_precision
 from advlook.train import fit
-from advlook.watch import print_row
+from advlook.listeners import print_row
 from common import RESULTS, fingerprint, processor, versions
 from training import by_hand, loop, ours
 
 EPS, BATCH = 8/255, 128
-USED = "core noise functions losses passes attacks batches train objectives robustness".split()
+USED = "core noise functions losses passes attacks batches train adversarial objectives robustness".split()
 
 
 def resnet18(seed: int) -> nn.Module:

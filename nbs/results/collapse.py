@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from advlook.files import atomic, versions
-from advlook.watch import write_csv
+from advlook.listeners import write_csv
 
 HERE = Path(__file__).parent
 OPTIONS = """--arch resnet20 --eps {eps}/255 --epochs 8 --batch-size 256 --learning-rate 0.2

@@ -15,7 +15,9 @@ from advlook.balls import Linf
 from advlook.data import load_images
 from advlook.objectives import make_objective
 from advlook.train import fit
-from advlook.watch import hold_out, print_row, watch
+from advlook.heldout import hold_out
+from advlook.listeners import print_row
+from advlook.watch import watch
 from advlook.sources import open_model
 from collapse import keep
 

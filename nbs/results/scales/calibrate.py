@@ -10,11 +10,12 @@ from pathlib import Path
 import pandas as pd
 import torch
 
+from advlook.comparison import interval
 from advlook.files import versions
 from advlook.functions import in_batches
 from advlook.gradients import loss_grad, margin_grad, vanilla_grad
 from advlook.guided import guided_backprop
-from advlook.lookscale import interval, look_scale
+from advlook.lookscale import look_scale
 from advlook.models import create_model
 from advlook.objectives import make_objective
 from advlook.robustness import accuracy
