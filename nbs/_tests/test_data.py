@@ -15,7 +15,8 @@ from advlook.data import content_hash, load_images
 from advlook.folders import LARGEST
 from advlook.layouts import numbered, read_folder
 from advlook.photos import reads_heic
-from advlook.stream import Stream, find_groups
+from advlook.groups import find_groups
+from advlook.stream import Stream
 
 LABELS = dict(svhn=10, cifar10=10, cifar100=100, stl10=10, food101=101, flowers102=102, imagenet=1000) | {"tiny-imagenet": 200, "stanford-dogs": 120, "cub200": 200}
 LAYOUT = {  # columns beside the image, the image's own name, and the splits, as on the hub
