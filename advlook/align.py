@@ -108,8 +108,9 @@ def _by_table(table: dict, data_names: Sequence[str], names: list | None, count:
         raise ValueError(f"{told}; write the numbers of its outputs, counted from 0")
     known = imagenet_classes()[0] if unnamed else names
     of_words = iter(match_names(words, known) if words else [])
-    order = [a if isinstance(a, int) else next(of_words) for a in asked]
-    return distinct(order, data_names)
+    for i, a in enumerate(asked):
+        if isinstance(a, str): asked[i] = next(of_words)
+    return distinct(asked, data_names)
 
 # %% ../nbs/07d_align.ipynb #e3aa0c92
 def _align_unlabelled(

@@ -17,7 +17,8 @@ from advlook.files import atomic, versions
 from advlook.functions import in_batches
 from advlook.gradients import margin_grad, vanilla_grad
 from advlook.lookscale import look_scale
-from advlook.zoo import bundled_folder, bundled_runs, load_checkpoint
+from advlook.saved import load_checkpoint
+from advlook.zoo import bundled_folder, bundled_runs
 
 HERE = Path(__file__).parent
 ATTRIBUTIONS = {"Margin Grad": margin_grad, "Vanilla Grad": vanilla_grad}
