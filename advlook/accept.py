@@ -27,64 +27,94 @@ def accept_labels(
 ) -> tuple[Tensor, list[str] | None]:  # int64 [n]; the classes' names, if the labels were words
     "Labels as numbers from 0. ValueError if they don't name one class for each of `n` images"
     values = _as_array(y)
-    if values.ndim == 2 and values.shape[1] == 1: values = values[:, 0]
-    if values.ndim == 2 and len(values) == n: values = _of_one_hot(values)
+    if values.ndim == 2: values = _of_rows(values, n)
     if values.shape != (n,):
-        raise ValueError(f"{n} images need {n} labels, one class each, but these have the shape {list(values.shape)}")
+        need = f"{n} images need {n} labels, one class each"
+        raise ValueError(f"{need}, but these have the shape {list(values.shape)}")
     if values.dtype.kind in "USO": return to_labels(values)
-    with np.errstate(invalid="ignore"): whole = values.astype(np.int64)   # of NaN; the next line sees it
-    if (wrong := whole != values).any():
-        raise ValueError(f"labels are the numbers of classes, but there is {values[wrong][0]:.4g} among these")
+    with np.errstate(invalid="ignore"):   # of NaN; the next line sees it
+        whole = values.astype(np.int64)
+    if (wrong := values[whole != values]).size:
+        told = "labels are the numbers of classes"
+        raise ValueError(f"{told}, but there is {wrong[0]:.4g} among these")
     return check_labels(torch.from_numpy(whole), n), None
 
 
 def _as_array(y) -> np.ndarray:
-    if isinstance(y, Tensor): y = y.detach().cpu()
-    if isinstance(y, Tensor) and y.is_floating_point(): y = y.double()   # NumPy has no bfloat16
+    if isinstance(y, Tensor):
+        y = y.detach().cpu()
+        if y.is_floating_point(): y = y.double()   # NumPy has no bfloat16
     try: return np.asarray(y)
-    except ValueError: raise ValueError("labels are a class for each image, but these differ in length") from None
+    except ValueError:
+        told = "labels are a class for each image"
+        raise ValueError(f"{told}, but these differ in length") from None
+
+
+def _of_rows(values: np.ndarray, n: int) -> np.ndarray:
+    "A column is its numbers; rows of as many as there are images are one-hot"
+    if values.shape[1] == 1: return values[:, 0]
+    return _of_one_hot(values) if len(values) == n else values
 
 
 def _of_one_hot(values: np.ndarray) -> np.ndarray:
-    plain = values.dtype.kind in "biuf" and np.isin(values, (0, 1)).all()
-    if plain and (values.sum(1) == 1).all(): return values.argmax(1)
-    raise ValueError(f"labels are a class for each image, but these of shape {list(values.shape)} are not one-hot; "
-                     "if the largest number marks the class, use `y.argmax(1)`")
+    zeros_and_ones = values.dtype.kind in "biuf" and np.isin(values, (0, 1)).all()
+    if zeros_and_ones and (values.sum(1) == 1).all(): return values.argmax(1)
+    told = f"these of shape {list(values.shape)} are not one-hot"
+    do = "if the largest number marks the class, use `y.argmax(1)`"
+    raise ValueError(f"labels are a class for each image, but {told}; {do}")
 
 # %% ../nbs/05b_accept.ipynb #bbfa7dec
 def accept_images(
-    images,  # `Images`, (images, labels), images alone (tensor, array, list of them), or PyTorch's data set or loader
+    images,  # `Images`, (images, labels), PyTorch's data set or loader, or images alone:
+    # a tensor, an array, or a list of them
 ) -> Images:  # uint8, or float32 in [0,1], [N,C,H,W] on the CPU; labels int64 [N] or None
     "Images with their labels. TypeError or ValueError for what is none, in a sentence"
-    if isinstance(images, Images): some = images
-    elif isinstance(images, tuple) and len(images) == 2: some = Images(*images)
-    elif isinstance(images, torch.utils.data.DataLoader): some = _from_batches(images)
-    elif isinstance(images, torch.utils.data.Dataset): some = _from_batches(images, None)
-    else: some = Images(images)
+    some = _as_images(images)
     x = accept_pixels(some.x)
     if some.y is None: return Images(x, None, some.names, some.note)
     y, words = accept_labels(some.y, len(x))
-    return Images(x, *_named(y, words, some.names), some.note)
+    y, names = _named(y, words, some.names)
+    return Images(x, y, names, some.note)
 
 
-def _from_batches(batches, each=0) -> Images:
-    "Whole, of what comes in pairs; `each`: along which axis a batch lies, None if there are no batches"
-    pairs = [batches[i] for i in range(len(batches))] if each is None else list(batches)
-    if not pairs or not isinstance(pairs[0], (tuple, list)) or len(pairs[0]) != 2:
-        raise TypeError("a data set or loader hands out (image, label), and this one does not; pass (images, labels)")
-    images, labels = zip(*pairs)
-    if each is None: return Images(list(images), list(labels))
-    return Images(torch.cat(images), torch.cat([torch.as_tensor(y) for y in labels]))
+def _as_images(images) -> Images:
+    "Pixels and labels as they are, not yet looked at"
+    if isinstance(images, Images): return images
+    if isinstance(images, tuple) and len(images) == 2: return Images(*images)
+    if isinstance(images, torch.utils.data.DataLoader): return _of_batches(images)
+    if isinstance(images, torch.utils.data.Dataset): return _of_data_set(images)
+    return Images(images)
 
 
-def _named(y: Tensor, words: list[str] | None, names: list[str] | None) -> tuple[Tensor, list[str] | None]:
-    "Labels counted as `names` counts, if there are such"
-    if not words and names and len(y) and y.max() >= len(names):
-        raise ValueError(f"labels run to {y.max()}, but there are names for {len(names)} classes only")
-    if not words or not names: return y, words or names
+def _of_batches(loader) -> Images:
+    images, labels = zip(*_pairs(loader))
+    return Images(torch.cat(images), torch.cat(list(map(torch.as_tensor, labels))))
+
+
+def _of_data_set(data) -> Images:
+    images, labels = zip(*_pairs(data[i] for i in range(len(data))))
+    return Images(list(images), list(labels))
+
+
+def _pairs(items) -> list[tuple]:
+    pairs = list(items)
+    if pairs and isinstance(pairs[0], (tuple, list)) and len(pairs[0]) == 2: return pairs
+    told = "a data set or loader hands out (image, label)"
+    raise TypeError(f"{told}, and this one does not; pass (images, labels)")
+
+
+def _named(y: Tensor, words: list[str] | None, names: list[str] | None):
+    "Labels counted as `names` counts, if there are such; and the names"
+    if not words or not names:
+        if names and len(y) and y.max() >= len(names):
+            there = f"there are names for {len(names)} classes only"
+            raise ValueError(f"labels run to {y.max()}, but {there}")
+        return y, words or names
     if strange := [w for w in words if w not in names]:
-        raise ValueError(f"the label {strange[0]!r} is not among the names of the classes: {', '.join(names[:9])}")
-    return torch.tensor([names.index(w) for w in words])[y], names
+        told = f"the label {strange[0]!r} is not among the names of the classes"
+        raise ValueError(f"{told}: {', '.join(names[:9])}")
+    number = torch.tensor([names.index(w) for w in words])
+    return number[y], names
 
 # %% ../nbs/05b_accept.ipynb #317964b8
 def accept_pixels(
@@ -93,41 +123,54 @@ def accept_pixels(
     "Pixels as we handle them. TypeError or ValueError for what can't be meant as images"
     x = _stacked(x)
     if x.ndim != 4:
-        raise ValueError(f"images have the shape [N, C, H, W], but these have {list(x.shape)}; "
-                         "for a single image use `x[None]`, for grey ones without channels `x[:, None]`")
-    if x.shape[1] not in (1, 3) and x.shape[2] > 1 and x.shape[3] in (1, 3): x = x.permute(0, 3, 1, 2)
+        told = f"images have the shape [N, C, H, W], but these have {list(x.shape)}"
+        do = "for a single image use `x[None]`, for grey ones without channels `x[:, None]`"
+        raise ValueError(f"{told}; {do}")
+    if _colors_last(x.shape): x = x.permute(0, 3, 1, 2)
     if x.dtype == torch.uint8: return x
     if not x.is_floating_point() or _are_bytes(x): return _bytes(x)
     return check_images(x.float())
 
 
+def _colors_last(shape: torch.Size) -> bool:
+    _, channels, height, last = shape
+    return channels not in (1, 3) and height > 1 and last in (1, 3)
+
+
 def _stacked(x) -> Tensor:
     if isinstance(x, (str, os.PathLike)):
-        raise TypeError(f"images are pixels, but this is the name {os.path.basename(x)!r}; data.load_images reads them")
+        told = f"images are pixels, but this is the name {os.path.basename(x)!r}"
+        raise TypeError(f"{told}; data.load_images reads them")
     if isinstance(x, Tensor): return x.detach().cpu()
     try:
-        if isinstance(x, (list, tuple)): return torch.stack([_one(image) for image in x]).cpu()
+        if isinstance(x, (list, tuple)): return torch.stack(list(map(_one, x))).cpu()
         return torch.as_tensor(np.ascontiguousarray(x))
     except TypeError:
-        raise TypeError(f"images are Images, a tensor or an array, but this is a {type(x).__name__}") from None
+        told = "images are Images, a tensor or an array"
+        raise TypeError(f"{told}, but this is a {type(x).__name__}") from None
     except (RuntimeError, ValueError):
-        raise ValueError("these images differ in size or type, or there are none; make them alike first") from None
+        told = "these images differ in size or type, or there are none"
+        raise ValueError(f"{told}; make them alike first") from None
 
 
-def _one(image) -> Tensor: return image if isinstance(image, Tensor) else torch.as_tensor(np.array(image))
+def _one(image) -> Tensor:
+    if isinstance(image, Tensor): return image
+    return torch.as_tensor(np.array(image))
 
 
 def _are_bytes(x: Tensor) -> bool:
     "Floats that hold whole numbers to 255"
     if not x.numel() or not 1.5 < x.max() <= 255: return False
-    return bool(x.min() >= 0 and (x == x.round()).all())
+    return bool(x.min() >= 0 and torch.equal(x, x.round()))
 
 
 def _bytes(x: Tensor) -> Tensor:
-    x = x.long() * (255 if x.dtype == torch.bool else 1)   # with some types torch can hardly compute
+    scale = 255 if x.dtype == torch.bool else 1
+    x = x.long() * scale   # with some types torch can hardly compute
     if x.numel() and (x.min() < 0 or x.max() > 255):
-        raise ValueError(f"whole numbers in images run from 0 to 255, but these from {x.min()} to {x.max()}; "
-                         "divide them by the largest possible one")
+        told = "whole numbers in images run from 0 to 255"
+        do = "divide them by the largest possible one"
+        raise ValueError(f"{told}, but these from {x.min()} to {x.max()}; {do}")
     return x.to(torch.uint8)
 
 # %% ../nbs/05b_accept.ipynb #9d018f92
@@ -150,20 +193,26 @@ def accept_model(
 ) -> nn.Module:  # the same, or a module around the function
     "A model. TypeError for what is none"
     if isinstance(model, nn.Module): return model
-    if isinstance(model, str): raise TypeError(
-        f"{name} is the word {model!r}, not a model; open it first: sources.open_model({model!r})")
-    if isinstance(model, dict): raise TypeError(
-        f"{name} is a dict, not a model; load weights into one: zoo.load_checkpoint(file, architecture)")
-    if callable(model) and not isinstance(model, type): return Wrapped(_at_rest(model, name))
-    kind = f"the class {model.__name__}" if isinstance(model, type) else f"a {type(model).__name__}"
-    raise TypeError(f"{name} is {kind}; a model is a torch.nn.Module that takes images in [0, 1] and returns logits")
+    if isinstance(model, str):
+        do = f"open it first: sources.open_model({model!r})"
+        raise TypeError(f"{name} is the word {model!r}, not a model; {do}")
+    if isinstance(model, dict):
+        do = "load weights into one: zoo.load_checkpoint(file, architecture)"
+        raise TypeError(f"{name} is a dict, not a model; {do}")
+    kind = f"a {type(model).__name__}"
+    if isinstance(model, type): kind = f"the class {model.__name__}"
+    elif callable(model): return Wrapped(_at_rest(model, name))
+    wanted = "a torch.nn.Module that takes images in [0, 1] and returns logits"
+    raise TypeError(f"{name} is {kind}; a model is {wanted}")
 
 
 def _at_rest(function: Callable, name: str) -> Callable:
     "ValueError for a function of a model in training mode, which nobody else can put into evaluation mode"
     for module in _modules_within(function):
-        if any(m.training and isinstance(m, _MODAL) for m in module.modules()): raise ValueError(
-            f"{name} is a function of a {type(module).__name__} in training mode; call its eval(), or pass it itself")
+        modal = [m for m in module.modules() if isinstance(m, _MODAL)]
+        if any(m.training for m in modal):
+            told = f"{name} is a function of a {type(module).__name__} in training mode"
+            raise ValueError(f"{told}; call its eval(), or pass it itself")
     return function
 
 
@@ -174,22 +223,20 @@ def _modules_within(function: Callable) -> list[nn.Module]:
     "The networks that a function is a method of, or that its text names"
     try: named = inspect.getclosurevars(function)
     except (TypeError, ValueError): return []
-    within = [getattr(function, "__self__", None), *named.nonlocals.values(), *named.globals.values()]
+    owner = getattr(function, "__self__", None)
+    within = [owner, *named.nonlocals.values(), *named.globals.values()]
     return [some for some in within if isinstance(some, nn.Module)]
 
-
+# %% ../nbs/05b_accept.ipynb #e3aa0cb2
 def accept_models(
     models,  # name -> model; or one model, or a list of them
     float32: bool = True,  # a copy in float32 where weights are of another type; else all as they are
-) -> tuple[dict[str, nn.Module], list[str]]:  # by name, in this order; a sentence for each that was changed
+) -> tuple[dict[str, nn.Module], list[str]]:  # in this order; a sentence for each that was changed
     "Models by name. TypeError or ValueError for what is none, or has no name of its own"
-    if isinstance(models, (list, tuple)): models = {f"{_called(m)} {i}": m for i, m in enumerate(models, 1)}
-    elif not isinstance(models, dict) or _is_state(models): models = {_called(models): models}
-    if not models: raise ValueError("there are no models to look at: pass {\"STD\": model, \"ADV\": other}")
-    for name in models:
-        check_name(name, "each model has a name, such as STD")
-        if name.lower() in TAKEN: raise ValueError(
-            f"a model can't be called {name!r}, which is the reference beside the models; choose another name")
+    models = _by_name(models)
+    if not models:
+        raise ValueError("there are no models to look at: pass {\"STD\": model, \"ADV\": other}")
+    for name in models: _check_model_name(name)
     kept, notes = {}, []
     for name, model in models.items():
         kept[name] = accept_model(model, name)
@@ -197,21 +244,43 @@ def accept_models(
     return kept, notes
 
 
+def _by_name(models) -> dict:
+    if isinstance(models, (list, tuple)):
+        return {f"{_called(m)} {i}": m for i, m in enumerate(models, 1)}
+    named = isinstance(models, dict) and not _is_state(models)
+    return models if named else {_called(models): models}
+
+
+def _check_model_name(name) -> None:
+    check_name(name, "each model has a name, such as STD")
+    if name.lower() in TAKEN:
+        told = f"a model can't be called {name!r}, which is the reference beside the models"
+        raise ValueError(f"{told}; choose another name")
+
+
 def check_name(name, rule: str) -> None:
-    if not isinstance(name, str) or not name.strip(): raise ValueError(f"{rule}, but one is called {name!r}")
+    "ValueError, with the rule, for a name that is no word"
+    if not isinstance(name, str) or not name.strip():
+        raise ValueError(f"{rule}, but one is called {name!r}")
 
 
-def _called(model) -> str: return getattr(model, "architecture", {}).get("name") or type(model).__name__
+def _called(model) -> str:
+    known = getattr(model, "architecture", {})
+    return known.get("name") or type(model).__name__
 
 
-def _is_state(some) -> bool: return bool(some) and all(isinstance(value, Tensor) for value in some.values())
+def _is_state(some: dict) -> bool:
+    "Is this a state dict?"
+    return bool(some) and all(isinstance(value, Tensor) for value in some.values())
 
 
 def _in_float32(model: nn.Module, name: str, notes: list[str]) -> nn.Module:
     "The model, or a copy if its weights are other floating-point numbers"
-    kinds = {str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.is_floating_point()} - {"float32"}
+    types = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    kinds = {str(t).removeprefix("torch.") for t in types - {torch.float32}}
     if not kinds: return model
-    notes.append(f"{name} computes in {' and '.join(sorted(kinds))}; a copy of it in float32 was looked at.")
+    said = f"{name} computes in {' and '.join(sorted(kinds))}"
+    notes.append(f"{said}; a copy of it in float32 was looked at.")
     return copy.deepcopy(model).float()
 
 # %% ../nbs/05b_accept.ipynb #6abe5e7f
@@ -223,8 +292,11 @@ def answers_to(
 ) -> Tensor:  # int64 [N]
     "The model's answers. ValueError for labels of classes that it doesn't have"
     if not len(images): return torch.empty(0, dtype=torch.int64)
-    if known is not None: known = accept_labels(known, len(images))[0]
-    if known is not None and (images.y is None or images.y.max() <= known.max()): return known
-    z = scores(model, images.x if known is None else images.x[:1], batch_size)
-    if images.y is not None: check_classes(z, images.y)
+    x, y = images.x, images.y
+    if known is not None:
+        known, _ = accept_labels(known, len(images))
+        if y is None or y.max() <= known.max(): return known
+        x = x[:1]   # only to see how many classes there are
+    z = scores(model, x, batch_size)
+    if y is not None: check_classes(z, y)
     return z.argmax(1) if known is None else known

@@ -19,10 +19,16 @@ from .states import find_state
 from .wrappers import unwrapped
 
 # %% ../nbs/06d_checkpoints.ipynb #dd1e9184
+_LFS = "is a git-lfs pointer, not the weights; run `git lfs pull`, or download the real file"
+_PAGE = ("is a web page, not weights; "
+         "open the address in a browser to see what it says, and download the file itself")
+_HDF5 = "is an HDF5 file, as Keras writes them; save the weights from PyTorch, or convert them"
+_TAR = ("is a tar archive; unpack it first "
+        "(PyTorch older than 0.1.10 wrote such files too, which are not read here)")
 _FOREIGN = {  # how files begin that hold no weights of PyTorch
-    b"version https://git-lfs": "is a git-lfs pointer, not the weights; run `git lfs pull`, or download the real file",
-    b"<": "is a web page, not weights; open the address in a browser to see what it says, and download the file itself",
-    b"\x89HDF": "is an HDF5 file, as Keras writes them; save the weights from PyTorch, or convert them",
+    b"version https://git-lfs": _LFS,
+    b"<": _PAGE,
+    b"\x89HDF": _HDF5,
     b"\x08\x01\x12": "is a TensorFlow model; save the weights from PyTorch, or convert them",
     b"\x93NUMPY": "is a NumPy array, not a state dict; save `model.state_dict()` with torch.save",
     b"\x1f\x8b": "is compressed with gzip; unpack it first",
@@ -35,17 +41,33 @@ def kind_of(
 ) -> str:  # "safetensors", "zip" or "pickle" (torch.save since and before PyTorch 1.6)
     "What the first bytes say that the file is. ValueError if it can't hold weights"
     path = Path(path)
-    with open(path, "rb") as file: head, size = file.read(512), file.seek(0, 2)
-    said = "is empty" if size == 0 else next((s for start, s in _FOREIGN.items() if head.lstrip()[:len(start)] == start), None)
-    if head[:1] == b"\x08" and head[2:3] in b"\x12:" and not said: said = "is an ONNX model; save the weights from PyTorch, or convert them"
-    if head[257:262] == b"ustar": said = "is a tar archive; unpack it first (PyTorch older than 0.1.10 wrote such files too, which are not read here)"
-    if said: raise ValueError(f"{path.name!r} {said}")
+    with open(path, "rb") as file:
+        head = file.read(512)
+        size = file.seek(0, 2)
+    if said := _foreign(head, size): raise ValueError(f"{path.name!r} {said}")
     if head[:4] == b"PK\x03\x04": return "zip"
     if head[:1] == b"\x80": return "pickle"
     if head[8:9] == b"{": return "safetensors"
-    raise ValueError(f"{path.name!r} is no checkpoint: it begins with neither safetensors' header nor what torch.save writes")
+    raise ValueError(f"{path.name!r} is no checkpoint: "
+                     "it begins with neither safetensors' header nor what torch.save writes")
+
+
+def _foreign(head: bytes, size: int) -> str | None:
+    "What else it is, and what to do about it"
+    if size == 0: return "is empty"
+    if head[257:262] == b"ustar": return _TAR
+    for start, said in _FOREIGN.items():
+        if head.lstrip().startswith(start): return said
+    if head[:1] == b"\x08" and head[2:3] in b"\x12:":
+        return "is an ONNX model; save the weights from PyTorch, or convert them"
 
 # %% ../nbs/06d_checkpoints.ipynb #bc07b29c
+_DAMAGED = ("it is cut off or damaged, or holds what is not read here; "
+            "download it again, or save `model.state_dict()` alone")
+_NO_STATE = ("holds no state dict, which is a dict of tensors (single numbers are none); "
+             "save `model.state_dict()` with torch.save")
+
+
 def read_weights(
     path: str | Path,  # .safetensors, or what torch.save wrote, of any suffix
     score: Callable[[dict], int] | None = None,  # how well a state dict fits: of several the best is read
@@ -54,50 +76,80 @@ def read_weights(
     # float32 (integers as they are) under plain keys;
     # header, format, mean, std, unclear, left_out, notes, inert, as far as there are such
     "The tensors of a checkpoint, without running code. ValueError if it can't be read or (strict) holds NaN"
-    path, about = Path(path).expanduser(), dict(header={}, format="state dict", left_out=[], notes=[], inert=[])
+    path = Path(path).expanduser()
+    about = dict(header={}, format="state dict", left_out=[], notes=[], inert=[])
     name = repr(path.name or str(path))
-    try:
-        _check_path(path)
-        kind = kind_of(path)
-        state, fetch = _open_safetensors(path, about) if kind == "safetensors" else _open_pickle(path, kind, about, score)
-        state = unwrapped({k: usable(k, fetch(v)) if strict else fetch(v) for k, v in state.items()}, about)
+    try: state = _read(path, about, score, strict)
     except PermissionError: raise ValueError(f"{name} can't be opened: no permission") from None
-    except Exception as error:   # ours say what is wrong; others come from deep inside of a file that is not whole
-        said = str(error).partition("\n")[0][:300] if type(error) in (ValueError, pickle.UnpicklingError) else "it is cut off or damaged, or holds what is not read here; download it again, or save `model.state_dict()` alone"
+    except Exception as error:
+        said = _what_is_wrong(error)
         raise ValueError(said if name in said else f"{name} can't be used as a checkpoint: {said}") from None
-    if not state: raise ValueError(f"{name} holds no state dict, which is a dict of tensors (single numbers are none); "
-                                   "save `model.state_dict()` with torch.save")
+    if not state: raise ValueError(f"{name} {_NO_STATE}")
     return state, about
 
 
-def _open_safetensors(path: Path, about: dict):
+def _what_is_wrong(error: Exception) -> str:
+    "Ours say it; others come from deep inside of a file that is not whole"
+    if type(error) not in (ValueError, pickle.UnpicklingError): return _DAMAGED
+    return str(error).partition("\n")[0][:300]
+
+# %% ../nbs/06d_checkpoints.ipynb #06d00002
+def _read(path: Path, about: dict, score: Callable | None, strict: bool) -> dict[str, Tensor]:
+    _check_path(path)
+    kind = kind_of(path)
+    if kind == "safetensors": state, fetch = _open_safetensors(path, about)
+    else: state, fetch = _open_torch(path, kind, about, score)
+    tensors = {}
+    for key, value in state.items():
+        tensor = fetch(value)
+        tensors[key] = usable(key, tensor) if strict else tensor
+    return unwrapped(tensors, about)
+
+
+def _open_safetensors(path: Path, about: dict) -> tuple[dict, Callable]:
     from safetensors import safe_open
     with safe_open(path, "pt") as file:
         about["header"] = file.metadata() or {}
         return {k: file.get_tensor(k) for k in file.keys()}, lambda tensor: tensor
 
 
-def _open_pickle(path: Path, kind: str, about: dict, score):
+def _open_torch(path: Path, kind: str, about: dict, score: Callable | None) -> tuple[dict, Callable]:
     tree, fetch, inert = open_pickle(path, kind)
     about["inert"] = sorted(inert)
     return find_state(tree, about, score), fetch
 
 # %% ../nbs/06d_checkpoints.ipynb #97f1645c
 def _check_path(path: Path) -> None:
-    if path.is_dir(): raise ValueError(f"{(path.name or str(path))!r} is a folder; name the file of weights in it" + (f", such as {', '.join(files)}" if (files := _weight_files(path)) else ""))
+    "ValueError for a folder, or a file that isn't there, with the names of those that are"
+    if path.is_dir():
+        name = repr(path.name or str(path))
+        files = ", ".join(_weight_files(path))
+        such = f", such as {files}" if files else ""
+        raise ValueError(f"{name} is a folder; name the file of weights in it{such}")
     if path.is_file(): return
-    near = difflib.get_close_matches(path.name, [f.name for f in path.parent.glob("*") if f.is_file()], n=3, cutoff=0.5)
-    raise ValueError(f"there is no checkpoint {path.name!r} in {str(path.parent)!r}" + (f"; did you mean {' or '.join(near)}?" if near else ""))
+    files = [f.name for f in path.parent.glob("*") if f.is_file()]
+    near = difflib.get_close_matches(path.name, files, n=3, cutoff=0.5)
+    meant = f"; did you mean {' or '.join(near)}?" if near else ""
+    raise ValueError(f"there is no checkpoint {path.name!r} in {str(path.parent)!r}{meant}")
 
 
-def _weight_files(folder: Path) -> list[str]: return sorted(f.name for f in folder.iterdir() if f.suffix in (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".tar"))[:3]
+def _weight_files(folder: Path) -> list[str]:
+    usual = ".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".tar"
+    return sorted(f.name for f in folder.iterdir() if f.suffix in usual)[:3]
 
 # %% ../nbs/06d_checkpoints.ipynb #35d1df27
 def usable(key: str, value: Tensor) -> Tensor:
     "float32, or integers; ValueError for what is neither, or NaN"
-    if value.layout is not torch.strided or value.is_quantized or value.is_complex(): raise ValueError(f"{key!r} is sparse, quantized or complex; save ordinary weights")
-    if value.numel() * value.element_size() > value.untyped_storage().nbytes(): raise ValueError(f"{key!r} claims more numbers than it has")
+    if value.layout is not torch.strided or value.is_quantized or value.is_complex():
+        raise ValueError(f"{key!r} is sparse, quantized or complex; save ordinary weights")
+    claimed = value.numel() * value.element_size()
+    if claimed > value.untyped_storage().nbytes():
+        raise ValueError(f"{key!r} claims more numbers than it has")
     if not value.is_floating_point(): return value
     value = value.float()
-    if not (finite := value.isfinite()).all(): raise ValueError(f"{key!r} holds {'NaN' if value.isnan().any() else 'infinity'} in {(~finite).sum()} of its {value.numel()} numbers; the training went wrong, or the file is damaged")
+    finite = value.isfinite()
+    if not finite.all():
+        what = "NaN" if value.isnan().any() else "infinity"
+        count = f"{(~finite).sum()} of its {value.numel()} numbers"
+        raise ValueError(f"{key!r} holds {what} in {count}; the training went wrong, or the file is damaged")
     return value

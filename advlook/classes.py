@@ -14,25 +14,35 @@ from dataclasses import dataclass
 from functools import cache
 
 # %% ../nbs/07_classes.ipynb #22df2e5c
-_ALIKE = {657: "projectile", 836: "sunglasses", 837: "sunglass"}   # further words for what photos and people don't tell apart
+_ALIKE = {657: "projectile", 836: "sunglasses", 837: "sunglass"}   # what photos don't tell apart
 
 
 @cache
-def imagenet_classes() -> tuple[list[str], list[str]]:  # WordNet ids, such as n01440764; names, such as "tench, Tinca tinca"
-    "ImageNet's 1000 classes, in the order in which models count them"
+def imagenet_classes() -> tuple[list[str], list[str]]:  # WordNet ids, and names
+    """ImageNet's 1000 classes, in the order in which models count them:
+    n01440764 and so on; "tench, Tinca tinca" and so on"""
     from timm.data import ImageNetInfo
     from torchvision.models import ResNet18_Weights
-    info, short = ImageNetInfo("imagenet-1k"), ResNet18_Weights.DEFAULT.meta["categories"]
+    info = ImageNetInfo("imagenet-1k")
     long = [info.index_to_description(i) for i in range(1000)]
-    return info.label_names(), [words if _spellings(other) <= _spellings(words) else f"{words}, {other}" for words, other in zip(long, short)]
+    short = ResNet18_Weights.DEFAULT.meta["categories"]
+    return info.label_names(), list(map(_both, long, short))
+
+
+def _both(words: str, other: str) -> str:
+    "timm's words, and torchvision's where they add a spelling"
+    return words if _spellings(other) <= _spellings(words) else f"{words}, {other}"
 
 
 def normalized(text: str) -> str:
-    "Letters and digits alone, so that case, spaces, underscores, hyphens and commas don't count"
-    return re.sub(r"[\W_]+", "", unicodedata.normalize("NFKC", text).casefold()) or text.strip()   # macOS writes é as two characters
+    """Letters and digits alone, so that case, spaces, underscores, hyphens and commas
+    don't count"""
+    composed = unicodedata.normalize("NFKC", text)   # macOS writes é as two characters
+    return re.sub(r"[\W_]+", "", composed.casefold()) or text.strip()
 
 
-def _spellings(words: str) -> set[str]: return {normalized(word) for word in [words, *words.split(",")]} - {""}
+def _spellings(words: str) -> set[str]:
+    return {normalized(word) for word in [words, *words.split(",")]} - {""}
 
 
 @cache
@@ -40,7 +50,8 @@ def _owners() -> dict[str, list[int]]:
     "Which of ImageNet's classes have this word"
     found: dict[str, list[int]] = {}
     for i, words in enumerate(imagenet_classes()[1]):
-        for spelling in _spellings(f"{words}, {_ALIKE[i]}" if i in _ALIKE else words): found.setdefault(spelling, []).append(i)
+        if i in _ALIKE: words = f"{words}, {_ALIKE[i]}"
+        for spelling in _spellings(words): found.setdefault(spelling, []).append(i)
     return found
 
 # %% ../nbs/07_classes.ipynb #cdeef2b7
@@ -51,20 +62,42 @@ class _Name:
     spellings: frozenset[str]  # all that it may be called; by ImageNet too, if it has an id
 
 
+_ID_AND_WORDS = re.compile(r"(n\d{8}(?!\d))?[\s_.:,-]*(.*)", re.DOTALL)
+
+
 def _read_names(names: Sequence[str]) -> list[_Name]:
-    parts = [re.fullmatch(r"(n\d{8}(?!\d))?[\s_.:,-]*(.*)", name.strip(), re.DOTALL).groups() for name in names]
-    if len(parts) == 1000 and sum(i in _owners().get(normalized(words), ()) for i, (_, words) in enumerate(parts)) > 900:   # ImageNet's own list
+    parts = [_ID_AND_WORDS.fullmatch(name.strip()).groups() for name in names]
+    if _are_imagenets([words for _, words in parts]):
         parts = [(wnid, "") for wnid in imagenet_classes()[0]]
-    if not any(wnid for wnid, _ in parts): return [_Name(None, normalized(words), frozenset(_spellings(words))) for _, words in parts]
+    known = _words_of_ids() if any(wnid for wnid, _ in parts) else {}
+    found = []
+    for wnid, words in parts:
+        spellings = _spellings(words) | known.get(wnid, set())
+        found.append(_Name(wnid, normalized(words), frozenset(spellings)))
+    return found
+
+
+def _are_imagenets(names: list[str]) -> bool:
+    "Is this ImageNet's own list, in its order?"
+    if len(names) != 1000: return False
+    own = [i in _owners().get(normalized(words), ()) for i, words in enumerate(names)]
+    return sum(own) > 900
+
+
+def _words_of_ids() -> dict[str, set[str]]:
+    "The words that no other class has, by id"
     known: dict[str, set[str]] = {}
     for spelling, owners in _owners().items():
-        if len(owners) == 1: known.setdefault(imagenet_classes()[0][owners[0]], set()).add(spelling)
-    return [_Name(wnid, normalized(words), frozenset(_spellings(words) | known.get(wnid, set()))) for wnid, words in parts]
+        if len(owners) > 1: continue
+        wnid = imagenet_classes()[0][owners[0]]
+        known.setdefault(wnid, set()).add(spelling)
+    return known
 
 
 def _candidates(name: _Name, model: list[_Name]) -> list[int]:
     "Which of the model's classes this may be"
-    if name.wnid and any(m.wnid for m in model): return [i for i, m in enumerate(model) if m.wnid == name.wnid]
+    if name.wnid and any(m.wnid for m in model):
+        return [i for i, m in enumerate(model) if m.wnid == name.wnid]
     for words in {name.whole} - {""}, name.spellings:
         if hits := [i for i, m in enumerate(model) if words & m.spellings]: return hits
     return []
@@ -72,15 +105,17 @@ def _candidates(name: _Name, model: list[_Name]) -> list[int]:
 # %% ../nbs/07_classes.ipynb #6763ee55
 def match_classes(
     data_names: Sequence[str] | None,  # of the images' classes; None: not known
-    model_names: Sequence[str] | None = None,  # in the order of its outputs; None: not known, and of 1000 ImageNet's are assumed
+    model_names: Sequence[str] | None = None,  # as its outputs; None: of 1000 ImageNet's are assumed
     num_classes: int | None = None,  # of the model; None: as many as it has names, or 1000
 ) -> list[int]:  # for each class of the images, which output of the model it is
-    "Whose class is whose, by name. ValueError for names that fit no class or several, and for classes without names that are not equal in number"
+    """Whose class is whose, by name. ValueError for names that fit no class or several,
+    and for classes without names that are not equal in number"""
     count = num_classes or len(model_names or range(1000))
-    if model_names and len(model_names) != count: raise ValueError(f"the model has {count:,} outputs, but {len(model_names):,} names of classes; list them in a file (--classes FILE)")
-    for form in str.strip, normalized:   # the same set of names, where they tell classes apart: A and a are two of EMNIST's
-        ours, theirs = ([form(n) for n in names or ()] for names in (data_names, model_names))
-        if ours and len(set(ours)) == len(ours) and sorted(ours) == sorted(theirs): return [theirs.index(n) for n in ours]
+    if model_names and len(model_names) != count:
+        told = f"the model has {count:,} outputs, but {len(model_names):,} names of classes"
+        raise ValueError(f"{told}; list them in a file (--classes FILE)")
+    same = _same_set(data_names or (), model_names or ())
+    if same: return same
     if numbered(data_names): return _in_order(data_names, count)
     if numbered(model_names):
         if count != 1000: return _unnamed(len(data_names), count)
@@ -88,14 +123,31 @@ def match_classes(
     return match_names(data_names, model_names)
 
 
-def numbered(names: Sequence[str] | None) -> bool: return not names or all(n.strip().isdecimal() for n in names)
+def _same_set(data_names: Sequence[str], model_names: Sequence[str]) -> list[int] | None:
+    "Where both have the same names, all different"
+    for form in str.strip, normalized:   # A and a are two of EMNIST's
+        ours = list(map(form, data_names))
+        theirs = list(map(form, model_names))
+        if len(set(ours)) < len(ours) or sorted(ours) != sorted(theirs): continue
+        return [theirs.index(n) for n in ours]
+
+
+def numbered(names: Sequence[str] | None) -> bool:
+    "No names, or numbers for names"
+    return not names or all(n.strip().isdecimal() for n in names)
 
 
 def _in_order(names: Sequence[str] | None, count: int) -> list[int]:
     "Images' classes without names, or with numbers for names"
     numbers = [int(n) for n in names or range(count)]
-    if len(numbers) != count: raise ValueError(f"the images' classes are {len(numbers)} numbers, and the model has {count:,} classes; say which is which in a file (--classes FILE)")
-    if numbers != sorted(numbers): raise ValueError(f"the images' classes are numbers in alphabetical order ({', '.join(names[:4])}, ...), and models count them so or by number; say which is which in a file (--classes FILE)")
+    do = "say which is which in a file (--classes FILE)"
+    if len(numbers) != count:
+        have = f"the images' classes are {len(numbers)} numbers, and the model has {count:,} classes"
+        raise ValueError(f"{have}; {do}")
+    if numbers != sorted(numbers):
+        are = f"numbers in alphabetical order ({', '.join(names[:4])}, ...)"
+        told = f"the images' classes are {are}, and models count them so or by number"
+        raise ValueError(f"{told}; {do}")
     return list(range(count))
 
 
@@ -103,38 +155,65 @@ def _unnamed(k: int, count: int) -> list[int]:
     "A model's classes without names, other than ImageNet's"
     if k == count: return list(range(count))
     why = " (ImageNet's and one for the background, perhaps)" if count == 1001 else ""
-    raise ValueError(f"the model has {count:,} classes{why} and the images {k}, but the model's have no names; list them in a file (--classes FILE)")
+    told = f"the model has {count:,} classes{why} and the images {k}"
+    raise ValueError(f"{told}, but the model's have no names; list them in a file (--classes FILE)")
 
 # %% ../nbs/07_classes.ipynb #e8a73b54
-def match_names(data_names: Sequence[str], model_names: Sequence[str]) -> list[int]:
-    data, model = _read_names(data_names), _read_names(model_names)
-    hits = [_candidates(name, model) for name in data]
-    for text, name, found in zip(data_names, data, hits):
-        owners = _owners().get(name.whole, []) if not found and any(m.wnid for m in model) else []
-        several = [_called(i, model_names) for i in found] if len(found) > 1 else [_called(i, imagenet_classes()[0]) for i in owners] if not name.wnid else []
-        if len(several) > 1: raise ValueError(f"the class {text!r} of the images may be {' or '.join(several[:4])}; call it by its WordNet id, or say which in a file (--classes FILE)")
-    if lost := [text for text, found in zip(data_names, hits) if not found]:
-        told = ", ".join(f"{text!r}{_nearest(text, model_names)}" for text in lost[:3]) + (f" and {len(lost) - 3:,} more" if len(lost) > 3 else "")
-        raise ValueError(f"the model has no class of the name {told}; say which is which in a file (--classes FILE)")
-    return distinct([i for i, in hits], data_names)
+def match_names(
+    data_names: Sequence[str],
+    model_names: Sequence[str],  # as its outputs
+) -> list[int]:
+    "The class of the model for each name. ValueError for a name of none, or of several"
+    model = _read_names(model_names)
+    named = [(text, name, _candidates(name, model))
+             for text, name in zip(data_names, _read_names(data_names))]
+    for text, name, found in named:
+        several = _several(name, found, model, model_names)
+        if len(several) < 2: continue
+        do = "call it by its WordNet id, or say which in a file (--classes FILE)"
+        raise ValueError(f"the class {text!r} of the images may be {' or '.join(several[:4])}; {do}")
+    if lost := [text for text, _, found in named if not found]:
+        told = ", ".join(f"{text!r}{_nearest(text, model_names)}" for text in lost[:3])
+        if len(lost) > 3: told += f" and {len(lost) - 3:,} more"
+        do = "say which is which in a file (--classes FILE)"
+        raise ValueError(f"the model has no class of the name {told}; {do}")
+    return distinct([found[0] for _, _, found in named], data_names)
+
+
+def _several(name: _Name, found: list[int], model: list[_Name], model_names) -> list[str]:
+    "What a name may be, if that is more than one class"
+    if len(found) > 1: return [_called(i, model_names) for i in found]
+    if found or name.wnid or not any(m.wnid for m in model): return []
+    owners = _owners().get(name.whole, [])
+    return [_called(i, imagenet_classes()[0]) for i in owners]
 
 
 def distinct(order: list[int], data_names: Sequence[str]) -> list[int]:
+    "The same, if no class of the model is taken twice; else ValueError"
     twice = next((i for i in order if order.count(i) > 1), None)
     if twice is None: return order
     both = [repr(name) for name, i in zip(data_names, order) if i == twice]
-    raise ValueError(f"the classes {' and '.join(both)} of the images are one class, number {twice}, of the model; put their images into one folder, or say which is which in a file (--classes FILE)")
+    told = f"the classes {' and '.join(both)} of the images are one class, number {twice}, of the model"
+    do = "put their images into one folder, or say which is which in a file (--classes FILE)"
+    raise ValueError(f"{told}; {do}")
 
 
 def _called(i: int, model_names: Sequence[str]) -> str:
     "A class of the model for people: an id together with its words"
-    ids, words = imagenet_classes() if re.fullmatch(r"n\d{8}", model_names[i]) else ([], [])
-    return f"{model_names[i]} ({words[ids.index(model_names[i])]})" if model_names[i] in ids else model_names[i]
+    name = model_names[i]
+    if not re.fullmatch(r"n\d{8}", name): return name
+    ids, words = imagenet_classes()
+    return f"{name} ({words[ids.index(name)]})" if name in ids else name
 
 
 def _nearest(text: str, model_names: Sequence[str]) -> str:
-    known = {part.strip().lower(): part.strip() for i in range(len(model_names)) for part in re.sub(r"^n\d{8}\W*|\)$", "", _called(i, model_names)).split(",")}
-    near = difflib.get_close_matches(re.sub(r"^n\d{8}[\W_]*", "", text.lower()).replace("_", " "), known, n=1, cutoff=0.8)
+    known = {}
+    for i in range(len(model_names)):
+        words = re.sub(r"^n\d{8}\W*|\)$", "", _called(i, model_names))
+        for word in map(str.strip, words.split(",")): known[word.lower()] = word
+    asked = re.sub(r"^n\d{8}[\W_]*", "", text.lower())
+    asked = asked.replace("_", " ")
+    near = difflib.get_close_matches(asked, known, n=1, cutoff=0.8)
     return f" ({known[near[0]]}?)" if near and known[near[0]] else ""
 
 # %% ../nbs/07_classes.ipynb #d24cb16d
@@ -147,5 +226,8 @@ def describe_mapping(
 ) -> list[str]:  # such as "tench -> 0 tench, Tinca tinca"
     "Which class was taken for which, a line each"
     if not model_names and num_classes == 1000: model_names = imagenet_classes()[1]
-    lines = [f"{data_names[i] if data_names else i} -> {at}" + (f" {model_names[at]}" if model_names else "") for i, at in enumerate(order)]
-    return lines[:limit] + ([f"and {len(lines) - limit:,} more"] if len(lines) > limit else [])
+    ours = data_names or range(len(order))
+    theirs = [f"{at} {model_names[at]}" if model_names else str(at) for at in order]
+    lines = [f"{name} -> {their}" for name, their in zip(ours, theirs)]
+    more = [f"and {len(lines) - limit:,} more"] if len(lines) > limit else []
+    return lines[:limit] + more

@@ -130,11 +130,10 @@ def look_scales(
 
 def _table(found: Tensor, model: str, attribution: str, image: np.ndarray) -> "DataFrame":
     import pandas as pd
-    rows = pd.DataFrame(found.numpy(), columns=MEASURES)
-    rows = rows.assign(model=model, attribution=attribution, image=image)
-    return rows[["model", "attribution", "image", *MEASURES]]
+    about = dict(model=model, attribution=attribution, image=image)
+    return pd.DataFrame(about | dict(zip(MEASURES, found.numpy().T)))
 
-
+# %% ../nbs/30b_comparison.ipynb #b372c8p7
 def _measured(attribution: Callable) -> Callable:
     "Measures [N,3] in the place of an attribution's maps, which of a whole data set would fill the memory"
     def measure(model, x, y, **noise):

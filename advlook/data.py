@@ -50,12 +50,14 @@ def load_images(
     tree = survey(place) if place else None
     how = size, crop_pct, interpolation, channels
     file = _cache_file(name, split, how, tree)
-    kept = from_cache(file) or _decode_split(name, split, n, seed, how, file, tree)
+    kept = from_cache(file)
+    if not kept: kept = _decode_split(name, split, n, seed, how, file, tree)
     images = kept.images
     y = None if images.y is None else images.y.numpy()
     part = choose(y, len(images), n, seed)
     note = _note(part, title_of(name), split, kept)
-    return replace(images if len(part) == len(images) else images[part], note=note)
+    if len(part) < len(images): images = images[part]
+    return replace(images, note=note)
 
 
 def _cache_file(name: str, split: str, how: tuple, tree: Tree | None) -> Path:
@@ -85,7 +87,8 @@ def _decode_split(
     whole = listed.total * pixels <= CACHE_LIMIT
     chosen = range(listed.total) if whole else _sample(listed, n, seed)
     title = f"decoding {title_of(name)}"
-    kept = decode_files(listed.read(chosen), listed.names, *how, title, len(chosen))
+    files = listed.read(chosen)
+    kept = decode_files(files, listed.names, *how, title, len(chosen))
     kept = kept._replace(left_out=listed.left_out | kept.left_out, said=listed.said)
     if whole: to_cache(file, kept)
     return kept
@@ -93,8 +96,8 @@ def _decode_split(
 
 def _sample(listed: Listed, n: int | None, seed: int) -> np.ndarray:
     "Positions of a balanced sample of what is not decoded yet"
-    labels = listed.labels
-    y = None if labels is None else to_labels(labels, listed.names)[0].numpy()
+    y = None
+    if listed.labels is not None: y = to_labels(listed.labels, listed.names)[0].numpy()
     return choose(y, listed.total, n, seed)
 
 
@@ -103,7 +106,8 @@ def _fetch(name: str, split: str, n: int | None, seed: int, how: tuple) -> Decod
     if n is None:
         raise ValueError(f"{name!r} ({split}) is too large to be loaded whole; say how many images: n=500")
     rows, image, label = open_split(name, split, stream=True)
-    some = rows.shuffle(seed=seed, buffer_size=max(n, 500)).take(n)
+    shuffled = rows.shuffle(seed=seed, buffer_size=max(n, 500))
+    some = shuffled.take(n)
     return decode_rows(some, image, label, *how, f"fetching {name}", n)
 
 # %% ../nbs/04d_data.ipynb #04d00003

@@ -25,7 +25,7 @@ def beside(
     "A hidden place beside `path` that says which process of which machine uses it"
     return path.with_name(f".{path.name}.{platform.node()}-{process or os.getpid()}.{ending}")
 
-
+# %% ../nbs/00b_files.ipynb #4defbcpf
 def sweep(path: Path) -> None:
     "Clear up after processes killed while making `path`; what they had put aside goes back"
     name, machine = glob.escape(path.name), glob.escape(platform.node())
@@ -95,7 +95,7 @@ def whole_folder(
         shutil.rmtree(old, ignore_errors=True)
     finally: shutil.rmtree(part, ignore_errors=True)
 
-
+# %% ../nbs/00b_files.ipynb #c5dd95pe
 def _place_of(out: str | Path) -> Path:
     "Where the folder is to be, cleared of what was left there unfinished"
     out = Path(os.path.realpath(Path(out).expanduser()))   # a link goes on pointing to it

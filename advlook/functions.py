@@ -106,7 +106,7 @@ def in_batches(
             results.append(result.detach().cpu())
     return torch.cat(results) if results else x.new_empty(0)
 
-
+# %% ../nbs/00e_functions.ipynb #ca7296p6
 @contextmanager
 def with_gradients() -> Iterator[None]:
     """Under torch.inference_mode(): as under torch.no_grad(), within which gradients can be asked for.

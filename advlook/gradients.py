@@ -10,35 +10,44 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import Node
 
 from .core import frozen, logits
 from .images import check_images, check_labels
 from .losses import cross_entropy, logit, margin
 
 # %% ../nbs/31_gradients.ipynb #8e2e70ed
-def classes_of(z: Tensor, y: Tensor | None) -> Tensor:  # logits [N,K], labels int64 [N] or None -> int64 [N]
+def classes_of(
+    z: Tensor,  # logits [N,K]
+    y: Tensor | None,  # labels int64 [N], or None
+) -> Tensor:  # int64 [N]
     "The classes that are asked about: `y`, or if None those that the model itself predicts"
     if y is None: return z.detach().argmax(1)
     y = check_labels(y, len(z)).to(z.device).clone()  # a copy, in case it was made in inference mode
-    if len(y) and (y.min() < 0 or y.max() >= z.shape[1]):
-        raise ValueError(f"the model has {z.shape[1]} classes, counted from 0, but the labels run from {y.min()} to {y.max()}; do they belong to another data set?")
-    return y
+    if not len(y) or y.max() < z.shape[1]: return y
+    raise ValueError(f"the model has {z.shape[1]} classes, counted from 0, but the labels run "
+                     f"from {y.min()} to {y.max()}; do they belong to another data set?")
 
 
 def input_gradient(
     model: nn.Module,  # images in [0,1] to logits
-    x: Tensor,  # images [N,C,H,W] in [0,1]; any memory layout, any device, also inside torch.no_grad()
+    x: Tensor,  # images [N,C,H,W] in [0,1], on any device, also inside torch.no_grad()
     y: Tensor | None,  # classes int64 [N]; None: the model's own predictions
-    score: Callable[[Tensor, Tensor], Tensor],  # (logits [N,K] float32 or better, y) -> a number for each image [N]
-    rule: Callable[[torch.autograd.graph.Node], None] | None = None,  # sees the recorded pass before it is run back
+    score: Callable[[Tensor, Tensor], Tensor],  # (logits [N,K], at least float32, y) -> [N]
+    rule: Callable[[Node], None] | None = None,  # sees the recorded pass before it is run back
 ) -> Tensor:  # [N,C,H,W], dtype and device of x
-    "The gradient of `score` with respect to the image; the model stays as it was. Raises TypeError or ValueError on wrong input"
+    """The gradient of `score` with respect to the image; the model stays as it was.
+
+    Raises TypeError or ValueError on wrong input."""
     check_images(x)
     with frozen(model), torch.inference_mode(False), torch.enable_grad():
         pixels = x.detach().clone().requires_grad_()
         z = logits(model, pixels.clone())  # a copy again: a model may work in place
-        if not z.requires_grad: raise ValueError("the logits do not depend on the image in a way that torch can differentiate; does the model use torch.no_grad() or leave torch?")
-        total = score(z.to(torch.promote_types(z.dtype, torch.float32)), classes_of(z, y)).sum()
+        if not z.requires_grad:
+            raise ValueError("the logits do not depend on the image in a way that torch can "
+                             "differentiate; does the model use torch.no_grad() or leave torch?")
+        wide = z.to(torch.promote_types(z.dtype, torch.float32))
+        total = score(wide, classes_of(z, y)).sum()
         if rule: rule(total.grad_fn)
         return torch.autograd.grad(total, pixels)[0]
 
@@ -48,7 +57,8 @@ def vanilla_grad(
     x: Tensor,  # images [N,C,H,W] in [0,1]
     y: Tensor | None = None,  # classes int64 [N]; None: the model's own predictions
 ) -> Tensor:  # [N,C,H,W], logits per unit of pixel value
-    "Gradient of the logit of class `y` (Simonyan et al. 2014, arXiv 1312.6034, section 3; Vanilla Grad in the paper)"
+    """Gradient of the logit of class `y`
+    (Simonyan et al. 2014, arXiv 1312.6034, section 3; Vanilla Grad in the paper)"""
     return input_gradient(model, x, y, logit)
 
 
@@ -57,7 +67,8 @@ def loss_grad(
     x: Tensor,  # images [N,C,H,W] in [0,1]
     y: Tensor | None = None,  # classes int64 [N]; None: the model's own predictions
 ) -> Tensor:  # [N,C,H,W], nats per unit of pixel value
-    "Gradient of the cross-entropy of class `y` (Loss Grad in the paper): tiny where the model is sure of `y`"
+    """Gradient of the cross-entropy of class `y` (Loss Grad in the paper):
+    tiny where the model is sure of `y`"""
     return input_gradient(model, x, y, cross_entropy)
 
 
@@ -66,5 +77,6 @@ def margin_grad(
     x: Tensor,  # images [N,C,H,W] in [0,1]
     y: Tensor | None = None,  # classes int64 [N]; None: the model's own predictions
 ) -> Tensor:  # [N,C,H,W], logits per unit of pixel value
-    "Gradient of the logit of class `y` minus the largest other logit: what tells the class from its closest rival"
+    """Gradient of the logit of class `y` minus the largest other logit:
+    what tells the class from its closest rival"""
     return input_gradient(model, x, y, margin)

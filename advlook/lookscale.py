@@ -63,7 +63,7 @@ def _log_moments(maps: Tensor) -> tuple[Tensor, Tensor]:
     distance = log_f - mean[:, None]
     return mean, (share * distance**2).sum(1).sqrt()
 
-
+# %% ../nbs/30_lookscale.ipynb #8ed1bep2
 def look_scale(
     maps: Tensor,  # [N,C,H,W], of any sign and unit; C = 1 or more
 ) -> Tensor:  # float32 [N]: a wavelength in pixels, 1 / f_c

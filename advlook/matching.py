@@ -40,13 +40,18 @@ class _WithoutNumbers(TorchFunctionMode):
     "Within: nothing is drawn, which on the meta device takes half of the time"
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
-        module, name = (getattr(function, word, "") for word in ("__module__", "__name__"))
-        if module == "torch.nn.init" or name in ("normal_", "uniform_"): return (args or [kwargs["tensor"]])[0]
-        return function(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        name = getattr(function, "__name__", "")
+        initializes = getattr(function, "__module__", "") == "torch.nn.init"
+        if initializes or name in ("normal_", "uniform_"):
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **kwargs)
 
 
 def same_shape(value: Tensor, own: Tensor) -> bool:
-    return value.ndim == own.ndim and all(a == b or b == ODD for a, b in zip(value.shape, own.shape))
+    "Save for the number of classes, of `shapes_of`"
+    if value.ndim != own.ndim: return False
+    return all(b in (a, ODD) for a, b in zip(value.shape, own.shape))
 
 # %% ../nbs/06e_matching.ipynb #a1f06b07
 def align(
@@ -55,14 +60,21 @@ def align(
 ) -> tuple[str, dict[str, str]]:  # the prefix in the file, and the file's name for each of the network's that it has
     "Where in a file the network is"
     counts = _prefixes(state, own)
-    prefix = max(counts, key=lambda p: (counts[p], not _AVERAGED.search(p), p == ""), default="")
+    rank = lambda prefix: (counts[prefix], not _AVERAGED.search(prefix), prefix == "")
+    prefix = max(counts, key=rank, default="")
     names = {k: prefix + k for k in own if prefix + k in state}
+    if not prefix: return prefix, names
     apart: dict[str, list[str]] = {}
     for k in own:
-        if k not in names: apart.setdefault(k.rpartition(".")[0], []).append(k)
-    for keys in apart.values() if prefix else ():
-        alone = [p for p in counts if p != prefix and counts[p] <= 2 * len(keys) and all(p + k in state for k in keys)]
-        if len(alone) == 1: names |= {k: alone[0] + k for k in keys}
+        module = k.rpartition(".")[0]
+        if k not in names: apart.setdefault(module, []).append(k)
+    for keys in apart.values():
+        has_all = lambda prefix: all(prefix + k in state for k in keys)
+        nothing_else = lambda prefix: counts[prefix] <= 2 * len(keys)
+        others = [p for p in counts if p != prefix and nothing_else(p)]
+        alone = [p for p in others if has_all(p)]
+        if len(alone) == 1:
+            for k in keys: names[k] = alone[0] + k
     return prefix, names
 
 
@@ -76,18 +88,25 @@ def _prefixes(state: dict, own: dict) -> Counter:
         parts = key.split(".")
         for i in range(len(parts)):
             name = ".".join(parts[i:])
-            if name in own: counts["".join(f"{p}." for p in parts[:i])] += 1 + same_shape(value, own[name])
+            prefix = key.removesuffix(name)
+            if name in own: counts[prefix] += 1 + same_shape(value, own[name])
     return counts
 
 
-def agreement(state: dict, own: dict[str, Tensor]) -> int: return max(_prefixes(state, own).values(), default=0)
+def agreement(state: dict, own: dict[str, Tensor]) -> int:
+    "How much of the network there is behind one prefix"
+    return max(_prefixes(state, own).values(), default=0)
 
 # %% ../nbs/06e_matching.ipynb #a1f06b10
-_COMPUTED = {"attn_mask", "relative_coords_table", "relative_position_index",   # of transformers
-             "num_batches_tracked", "total_ops", "total_params"}   # counted in training, and by who counts operations
+_COMPUTED = {
+    "attn_mask", "relative_coords_table", "relative_position_index",   # of transformers
+    "num_batches_tracked", "total_ops", "total_params",   # counted in training, and by who counts operations
+}
+_ON_THE_WAY = re.compile(r"(^|_)(attn|block|blocks|bn|conv|dist|norm|pool|rope|stem)(_|\d|$)")   # to the answers
 
 
 def is_learned(key: str, value: Tensor) -> bool:
+    "Neither counted nor computed"
     return value.is_floating_point() and key.rpartition(".")[2] not in _COMPUTED
 
 
@@ -99,41 +118,53 @@ def is_part(
     classes: int | None = None,  # None: not known
 ) -> bool:
     "Whether a tensor says that the file is of a larger network, rather than that something stands beside it"
+    if not is_learned(key, value): return False
+    if _takes_answers(key, value, classes) and not _AVERAGED.search(key): return True
     parts, behind = key.split("."), prefix.split(".")[:-1]
-    if not value.is_floating_point() or parts[-1] in _COMPUTED: return False
-    takes_answers = value.ndim == 2 and value.shape[1] == classes and parts[-1] == "weight"
-    if takes_answers and not _AVERAGED.search(key): return True
-    if not key.startswith(prefix):
-        apart = next((i for i, (a, b) in enumerate(zip(parts, behind)) if a != b), None)
-        return apart is not None and _continues(parts[apart], {behind[apart]})
+    if not key.startswith(prefix): return _is_next_to(parts, behind)
     *modules, last = parts[len(behind):]
     if not modules: return value.ndim > 2 and "mask" not in last   # tokens and embeddings of positions
     tops = {k.partition(".")[0] for k in own}
-    on_the_way = last not in ("mean", "std") and _ON_THE_WAY.search(modules[0]) is not None
-    return modules[0] in tops or _continues(modules[0], tops) or on_the_way
+    if modules[0] in tops or _continues(modules[0], tops): return True
+    return last not in ("mean", "std") and _ON_THE_WAY.search(modules[0]) is not None
 
 
-_ON_THE_WAY = re.compile(r"(^|_)(attn|block|blocks|bn|conv|dist|norm|pool|rope|stem)(_|\d|$)")   # to the answers
+def _takes_answers(key: str, value: Tensor, classes: int | None) -> bool:
+    "A matrix with as many columns as there are classes"
+    is_matrix = value.ndim == 2 and key.rpartition(".")[2] == "weight"
+    return is_matrix and value.shape[1] == classes
 
 
-def parts_beyond(
-    state: dict[str, Tensor], own: dict[str, Tensor], prefix: str, names: dict[str, str],
-    classes: int | None = None,  # None: as many as the last layer has rows
-) -> list[str]:
-    "What says that a file is of a larger network; `prefix` and `names` are of `align`"
-    if classes is None:
-        ends = [k for k, v in own.items() if v.shape[:1] == (ODD,) and k in names]
-        classes = len(state[names[ends[-1]]]) if ends else None
-    beside = state.keys() - set(names.values())
-    return [k for k, v in state.items() if k in beside and is_part(k, v, prefix, own, classes)]
-
-
-def fitness(state: dict[str, Tensor], own: dict[str, Tensor]) -> int:
-    "How well a state dict is that of a network, no less and no more; for `read_weights`"
-    return agreement(state, own) - len(parts_beyond(state, own, *align(state, own)))
+def _is_next_to(parts: list[str], behind: list[str]) -> bool:
+    "The `2.weight` behind a network that is number 1"
+    for its, networks in zip(parts, behind):
+        if its != networks: return _continues(its, {networks})
+    return False
 
 
 def _continues(name: str, others: set[str]) -> bool:
     "layer5 where there is layer4"
     stem = name.rstrip("0123456789")
-    return stem != name and any(other != stem and other.rstrip("0123456789") == stem for other in others)
+    if stem == name: return False
+    return any(other.rstrip("0123456789") == stem for other in others - {stem})
+
+# %% ../nbs/06e_matching.ipynb #06e00011
+def parts_beyond(
+    state: dict[str, Tensor],  # of a file
+    own: dict[str, Tensor],  # of a network
+    prefix: str, names: dict[str, str],  # of `align`
+    classes: int | None = None,  # None: as many as the last layer has rows
+) -> list[str]:
+    "What says that a file is of a larger network"
+    if classes is None:
+        last = [k for k, v in own.items() if v.shape[:1] == (ODD,)]
+        ends = [k for k in last if k in names]
+        classes = len(state[names[ends[-1]]]) if ends else None
+    beside = state.keys() - set(names.values())
+    return [k for k in state if k in beside and is_part(k, state[k], prefix, own, classes)]
+
+
+def fitness(state: dict[str, Tensor], own: dict[str, Tensor]) -> int:
+    "How well a state dict is that of a network, no less and no more; for `read_weights`"
+    beyond = parts_beyond(state, own, *align(state, own))
+    return agreement(state, own) - len(beyond)

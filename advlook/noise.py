@@ -69,7 +69,7 @@ def _draw_each(sample: Callable, x: Tensor, generator: PerImage) -> Tensor:
         with ThreadPoolExecutor(threads) as pool: list(pool.map(fill, range(threads)))
     return noise
 
-
+# %% ../nbs/00d_noise.ipynb #8a1fe2pe
 def pick(
     part,  # a tensor [N,...], a generator, or None
     index: Tensor,  # bool [N] or positions

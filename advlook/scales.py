@@ -48,7 +48,7 @@ def band_noise(
     size: int = 64,  # side in pixels
     contrast: float = 0.08,  # standard deviation of the cue
     noise: float = 0.08,  # standard deviation of the white noise
-) -> Images:  # grey images with three channels; four classes, the directions
+) -> Images:  # gray images with three channels; four classes, the directions
     """Noise whose classes differ at one wavelength only.
     ValueError: a wavelength that the image can't hold"""
     if n < 1 or not 2 <= wavelength <= size / 2:

@@ -92,7 +92,7 @@ class ShapesTextures:
     contour: Tensor  # bool [N,H,W]: within 2 pixels of the edge, where the shape is told
     interior: Tensor  # bool [N,H,W]: inside, away from the edge, where only the texture is told
 
-
+# %% ../nbs/01c_shapes.ipynb #9b8388pd
 def shapes_textures(
     n: int,
     conflict: bool = False,  # the texture is another class's
@@ -135,7 +135,7 @@ def _place(shape: str, size: int, rng: np.random.Generator) -> np.ndarray:  # fl
     angle = rng.uniform(-0.2, 0.2)
     return silhouette(shape, size, center, radius, angle)
 
-
+# %% ../nbs/01c_shapes.ipynb #9b8388pe
 def _compose(
     shape: int,
     worn: int,
@@ -160,7 +160,7 @@ def _compose(
 def to_bytes(image: np.ndarray) -> np.ndarray:  # in [0,1], clipped -> uint8
     return (image.clip(0, 1) * 255).round().astype(np.uint8)
 
-
+# %% ../nbs/01c_shapes.ipynb #9b8388qe
 def _places(inside: Tensor) -> tuple[Tensor, Tensor]:
     "Of silhouettes [N,H,W]: within 2 pixels of their edge; inside and farther from it"
     grown, shrunk = _grow(inside), _grow(~inside)

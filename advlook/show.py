@@ -28,7 +28,7 @@ def to_picture(
     colors = pixels.float().expand(3, -1, -1)
     return colors.permute(1, 2, 0).numpy()
 
-
+# %% ../nbs/01_show.ipynb #344e8dp4
 def show_rows(
     rows: dict[str, Tensor],  # name -> images [N,C,H,W]
     titles: list[str] | None = None,  # one a column
@@ -75,7 +75,7 @@ def signed_picture(
     m = maps.detach().cpu().float()
     return (0.5 + 0.5 * m / scale).clamp(0, 1)
 
-
+# %% ../nbs/01_show.ipynb #ccd73bpf
 def show_maps(
     maps: dict[str, Tensor],  # name -> signed maps [N,C,H,W]
     images: Tensor | None = None,  # the images [N,C,H,W] that they explain, as a first row
@@ -83,7 +83,7 @@ def show_maps(
     shared: bool = False,  # one scale for all rows instead of one each
     width: float = 1.1,  # of a column, in inches
 ) -> "Figure":
-    "Signed maps in rows, zero at mid-grey, each row's scale beside its name"
+    "Signed maps in rows, zero at mid-gray, each row's scale beside its name"
     maps = {name: m.detach().cpu() for name, m in maps.items()}
     values = [m.flatten() for m in maps.values()]
     every = map_scale(torch.cat(values)) if shared else None
@@ -107,7 +107,7 @@ def color_of(
     others = [n for n in names if n not in COLORS]
     return MORE_COLORS[others.index(name) % len(MORE_COLORS)]
 
-
+# %% ../nbs/01_show.ipynb #2dafd3p0
 def fill_between(
     axis: "Axes",
     x: np.ndarray,  # [P]

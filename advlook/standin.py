@@ -56,7 +56,7 @@ def _watch(model: nn.Module, x: Tensor, see: Callable) -> None:
     finally:
         for handle in handles: handle.remove()
 
-
+# %% ../nbs/09_standin.ipynb #5ec78ap7
 def fold(
     model: nn.Module,  # is changed
     pairs: list[tuple[str, str]],  # from `conv_bn_pairs`
@@ -95,7 +95,7 @@ class StandIn(nn.Module):
         with torch.autocast(x.device.type, torch.bfloat16):
             return logits(self.body, x).float()
 
-
+# %% ../nbs/09_standin.ipynb #df2961pe
 class Exact(nn.Module):
     "A layer that computes in float32 while others around it don't"
 
@@ -107,7 +107,7 @@ class Exact(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             return self.layer(x.float())
 
-
+# %% ../nbs/09_standin.ipynb #df2961qe
 def computes_bfloat16(device: torch.device) -> bool:
     "Does the processor compute in bfloat16, rather than imitate it?"
     if device.type == "cuda": return torch.cuda.is_bf16_supported(including_emulation=False)
