@@ -26,7 +26,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from .accept import accept_images, accept_models
+from .accept import accept_images
+from .asked import accept_models
 from .callables import error_line
 from .attacks import pgd
 from .balls import Linf
