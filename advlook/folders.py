@@ -38,14 +38,18 @@ def ending(path: str) -> str:
     return found[1] if found and not found[1].isdigit() else ""
 
 
-def known(kind: str) -> bool: return any(kind in some for some in (_PHOTOS, _RAW, _ARCHIVES, _OTHERS))
+_KNOWN = _PHOTOS | _RAW | _ARCHIVES | _OTHERS
+
+
+def known(kind: str) -> bool: return kind in _KNOWN
 
 
 def begins_like_photo(
     head: bytes,  # the first 32 bytes or so
 ) -> bool:
     "JPEG, PNG, GIF, WebP, TIFF, BMP, AVIF and HEIC have a mark at their beginning"
-    if head[4:8] == b"ftyp": return head[8:11] in (b"avi", b"hei", b"hev", b"mif", b"msf")
+    if head[4:8] == b"ftyp":
+        return head[8:11] in (b"avi", b"hei", b"hev", b"mif", b"msf")
     if head[:4] == b"RIFF": return head[8:12] == b"WEBP"
     if head[:2] == b"BM": return head[6:10] == bytes(4)
     return head.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"II*\0", b"MM\0*"))
@@ -69,7 +73,8 @@ def survey(
     if place.is_dir(): return _sorted_out(place, _walk(place))
     is_zip = kind == "zip" or kind not in _PHOTOS and zipfile.is_zipfile(place)
     if is_zip: return _sorted_out(place, _zipped(place), _stat(place))
-    if kind in ("parquet", "arrow"): return Tree(place.parent, [], {}, [place.name], _stat(place))
+    if kind in ("parquet", "arrow"):
+        return Tree(place.parent, [], {}, [place.name], _stat(place))
     if kind in _ARCHIVES:
         raise ValueError(f"{place.name!r} is an archive that can't be read here; unpack it, or make it a zip")
     return Tree(place.parent, [place.name], {}, [], _stat(place))
@@ -129,16 +134,22 @@ def _opened_zip(place: Path, stamp: tuple) -> tuple[zipfile.ZipFile, dict[str, z
     try: archive = zipfile.ZipFile(place)
     except (zipfile.BadZipFile, OSError, ValueError):
         raise ValueError(f"{place.name!r} can't be read: it is a damaged zip") from None
-    members = {posixpath.normpath(m.filename.replace("\\", "/")): m for m in archive.infolist() if not m.is_dir()}
-    if any(m.flag_bits & 1 for m in members.values()): raise ValueError(f"{place.name!r} is encrypted; unpack it first")
+    members = {_path_of(m): m for m in archive.infolist() if not m.is_dir()}
+    if any(m.flag_bits & 1 for m in members.values()):
+        raise ValueError(f"{place.name!r} is encrypted; unpack it first")
     return archive, members
+
+
+def _path_of(member: zipfile.ZipInfo) -> str:
+    return posixpath.normpath(member.filename.replace("\\", "/"))
 
 # %% ../nbs/03b_folders.ipynb #403f8986
 def _zipped(place: Path) -> Iterator[Found]:
     "Every file in a zip"
     archive, members = _opened_zip(place, *_stat(place))
     for path, member in members.items():
-        if path.startswith(("/", "../")): yield Found(path, "files that would lie outside of the zip's folder")
+        if path.startswith(("/", "../")):
+            yield Found(path, "files that would lie outside of the zip's folder")
         elif member.file_size > LARGEST: yield Found(path, f"files of over {LARGEST >> 20} MB")
         elif known(ending(path)): yield Found(path)
         else: yield Found(path, looks=begins_like_photo(_unzipped(archive, member, 32)))
@@ -156,12 +167,15 @@ def _sorted_out(place: Path, found: Iterable[Found], stamp: list[tuple] | None =
     photos, left_out, others, stamps = [], defaultdict(list), [], []
     for file in sorted(found):
         if not stamp: stamps.append((file.path, file.size, file.time))
-        kind, hidden = ending(file.path), any(part.startswith(".") for part in file.path.split("/"))
+        kind = ending(file.path)
+        hidden = any(part.startswith(".") for part in file.path.split("/"))
         is_photo = file.looks or kind in _PHOTOS or kind in _RAW
         if _from_system(file.path) or hidden and not is_photo: continue
         wrong = file.wrong or ("hidden" if hidden else _unreadable(kind))
-        if wrong and (is_photo or not kind or kind in _ARCHIVES): left_out[wrong].append(file.path)
-        else: (photos if is_photo else others).append(file.path)
+        may_be = is_photo or not kind or kind in _ARCHIVES
+        if wrong and may_be: left_out[wrong].append(file.path)
+        elif is_photo: photos.append(file.path)
+        else: others.append(file.path)
     return Tree(place, photos, dict(left_out), others, stamp or stamps)
 
 
@@ -173,7 +187,8 @@ def _unreadable(kind: str) -> str:
 
 
 def _from_system(path: str) -> bool:
-    return any(part.startswith("._") or part.lower() in _SYSTEM for part in path.split("/"))
+    parts = path.split("/")
+    return any(part.startswith("._") or part.lower() in _SYSTEM for part in parts)
 
 # %% ../nbs/03b_folders.ipynb #7514d1c1
 def content(tree: Tree, path: str) -> str | bytes:

@@ -41,16 +41,22 @@ def arrange(
     "Photos by split, with their class"
     root, left_out = _wrapper(paths, title), {}
     said = [f"its only folder {root[:-1]} was opened"] if root and root[:-1] != title else []
-    splits, tops = _splits([(path, path[len(root):].split("/")) for path in paths], left_out)
-    if tops: said.append(f"its folder{'s' * (len(tops) > 1)} {_listed(tops)} {_were(tops)} taken as {'a split' if len(tops) == 1 else 'splits'}")
+    inside = [(path, path[len(root):].split("/")) for path in paths]
+    splits, tops = _splits(inside, left_out)
+    if tops:
+        folders, kind = ("its folder", "a split") if len(tops) == 1 else ("its folders", "splits")
+        said.append(f"{folders} {_listed(tops)} {_were(tops)} taken as {kind}")
     if told and _covers(told, splits): return _as_told(told, splits, left_out, said)
     names = _class_folders(splits, title)
-    odd = [name for name in names if _LIKE_SPLIT.match(name) or name.lower() in _NO_CLASS]
-    if odd and not tops: said.append(f"its folders {_listed(names)} were taken as classes")
+    if any(map(_is_odd, names)) and not tops: said.append(f"its folders {_listed(names)} were taken as classes")
     if len(names) == 1 and not tops: said.append(f"{names[0]} is its only class")
     placed = {split: _placed(inside, names, left_out) for split, inside in splits.items()}
     left_out = {why: some for why, some in left_out.items() if some}
     return Reading(placed, names or None, left_out, said + _uneven(placed, names))
+
+
+def _is_odd(name: str) -> bool:
+    return _LIKE_SPLIT.match(name) is not None or name.lower() in _NO_CLASS
 
 # %% ../nbs/03c_layouts.ipynb #3907f664
 def _wrapper(paths: list[str], title: str) -> str:
@@ -59,7 +65,9 @@ def _wrapper(paths: list[str], title: str) -> str:
     while True:
         inside = [path[len(root):].split("/") for path in paths]
         tops = {parts[0] for parts in inside}
-        if len(tops) != 1 or len(inside[0]) == 1 or (top := tops.pop()).lower() in SPLITS: return root
+        if len(tops) != 1 or len(inside[0]) == 1: return root
+        top = tops.pop()
+        if top.lower() in SPLITS: return root
         if any(len(parts) == 2 for parts in inside) and top != title: return root
         root += f"{top}/"
 
@@ -71,21 +79,25 @@ def _splits(inside: list[tuple], left_out: dict) -> tuple[dict[str, list[tuple]]
     if not tops: return {"": inside}, tops
     splits = {top.lower(): [] for top in tops}
     for path, parts in inside:
-        if len(parts) > 1: splits[parts[0].lower()].append((path, parts[1:]))
+        top, *rest = parts
+        if rest: splits[top.lower()].append((path, rest))
         else: left_out.setdefault("beside the folders of splits", []).append(path)
     return splits, tops
 
 # %% ../nbs/03c_layouts.ipynb #23b65603
 def _class_folders(splits: dict, title: str) -> list[str]:
     "Folders below splits, or at the top: those that are classes"
-    names = sorted({parts[0] for inside in splits.values() for _, parts in inside if len(parts) > 1})
-    beside = "" in splits and any(len(parts) == 1 for _, parts in splits[""])
-    return [] if len(names) == 1 and (beside or names[0].lower() in _NO_CLASS) else names
+    every = [parts for inside in splits.values() for _, parts in inside]
+    names = sorted({parts[0] for parts in every if len(parts) > 1})
+    if len(names) != 1: return names
+    beside = any(len(parts) == 1 for _, parts in splits.get("", []))
+    return [] if beside or names[0].lower() in _NO_CLASS else names
 
 
 def _placed(inside: list, names: list[str], left_out: dict) -> list[tuple[str, str | None]]:
     "The photos of a split with their class; without one beside those that have one: left out"
-    if not names or all(len(parts) == 1 for _, parts in inside): return [(path, None) for path, _ in inside]
+    if not names or all(len(parts) == 1 for _, parts in inside):
+        return [(path, None) for path, _ in inside]
     beside = left_out.setdefault("beside the class folders, without a class", [])
     beside += [path for path, parts in inside if len(parts) == 1]
     return [(path, parts[0]) for path, parts in inside if len(parts) > 1]
@@ -93,9 +105,9 @@ def _placed(inside: list, names: list[str], left_out: dict) -> list[tuple[str, s
 
 def _uneven(placed: dict, names: list[str]) -> list[str]:
     "Splits whose classes differ"
-    having = {split: {name for _, name in rows if name is not None} for split, rows in placed.items()}
-    differ = len({frozenset(some) for some in having.values() if some}) > 1
-    return [f"the {len(names)} classes are those of all splits together"] if differ else []
+    having = {frozenset(name for _, name in rows) - {None} for rows in placed.values()}
+    if len(having - {frozenset()}) < 2: return []
+    return [f"the {len(names)} classes are those of all splits together"]
 
 # %% ../nbs/03c_layouts.ipynb #c41f8dc2
 def _listed(words: list[str], most: int = 5) -> str:
@@ -116,10 +128,12 @@ _FROM_TABLE = "its classes are those of its metadata file"
 
 def _table(text: str, kind: str) -> list[dict]:
     "Rows of a CSV or JSONL file"
-    if kind == "jsonl": return [json.loads(line) for line in text.splitlines() if line.strip()]
+    if kind == "jsonl":
+        return [json.loads(line) for line in text.splitlines() if line.strip()]
     head = text.partition("\n")[0]
     between = next((c for c in ",;\t" if c in head), ",")
-    return list(csv.DictReader(io.StringIO(text, newline=""), delimiter=between, skipinitialspace=True))
+    file = io.StringIO(text, newline="")
+    return list(csv.DictReader(file, delimiter=between, skipinitialspace=True))
 
 
 def _classes(rows: list[dict]) -> dict[str, str]:
@@ -127,11 +141,13 @@ def _classes(rows: list[dict]) -> dict[str, str]:
     columns = [c for c in (rows[0] if rows else ()) if c]
     if "file_name" not in columns: raise ValueError("it has no column file_name")
     others = [c for c in columns if c != "file_name"]
-    column = next((c for c in others if c.lower() in ("label", "labels")), others[0] if len(others) == 1 else None)
-    if not column: raise ValueError("none of its columns is called label")
-    told = {str(row["file_name"]): _word(row.get(column)) for row in rows if row.get("file_name")}
+    called = [c for c in others if c.lower() in ("label", "labels")]
+    if not called and len(others) != 1: raise ValueError("none of its columns is called label")
+    column = (called or others)[0]
+    listed = [row for row in rows if row.get("file_name")]
+    told = {str(row["file_name"]): _word(row.get(column)) for row in listed}
     told = {file: word for file, word in told.items() if word}
-    if column.lower() not in ("label", "labels") and 10 < len(told) == len(set(told.values())):
+    if not called and 10 < len(told) == len(set(told.values())):
         raise ValueError(f"its column {column} differs from photo to photo")
     return told
 
@@ -147,12 +163,15 @@ def told_classes(tree: Tree) -> tuple[dict[str, str], list[str]]:
     for table in (path for path in tree.others if posixpath.basename(path) in TABLES):
         try:
             file = content(tree, table)
-            text = (file if isinstance(file, bytes) else Path(file).read_bytes()).decode("utf-8-sig")
-            classes = _classes(_table(text, ending(table)))
+            data = file if isinstance(file, bytes) else Path(file).read_bytes()
+            classes = _classes(_table(data.decode("utf-8-sig"), ending(table)))
         except (ValueError, TypeError, AttributeError, csv.Error, OSError) as error:
-            said.append(f"{table} was ignored: {error if type(error) is ValueError else 'it is damaged'}"); continue
-        beside = posixpath.dirname(table)
-        told |= {_same(posixpath.join(beside, file.replace("\\", "/"))): word for file, word in classes.items()}
+            why = error if type(error) is ValueError else "it is damaged"
+            said.append(f"{table} was ignored: {why}")
+            continue
+        for file, word in classes.items():
+            path = posixpath.join(posixpath.dirname(table), file.replace("\\", "/"))
+            told[_same(path)] = word
     return told, said
 
 
@@ -164,12 +183,15 @@ def _same(path: str) -> str:
 def _covers(told: dict[str, str], splits: dict) -> bool:
     "Are all photos listed, of each split of which any is?"
     listed = [[_same(path) in told for path, _ in inside] for inside in splits.values()]
-    return any(map(any, listed)) and all(all(some) or not any(some) for some in listed)
+    if not any(map(any, listed)): return False
+    return all(all(some) or not any(some) for some in listed)
 
 
 def _as_told(told: dict[str, str], splits: dict, left_out: dict, said: list[str]) -> Reading:
-    placed = {split: [(path, told.get(_same(path))) for path, _ in inside] for split, inside in splits.items()}
-    names = {name for rows in placed.values() for _, name in rows if name is not None}
+    placed = {}
+    for split, inside in splits.items():
+        placed[split] = [(path, told.get(_same(path))) for path, _ in inside]
+    names = {name for rows in placed.values() for _, name in rows} - {None}
     whole = all(name.isdecimal() and name == str(int(name)) for name in names)
     names = sorted(names, key=int if whole else None)
     more = _uneven(placed, names)
@@ -183,10 +205,13 @@ def read_folder(
     "All photos that are there, by split. ValueError for a zip that can't be read"
     tree = tree or survey(place)
     told, said = told_classes(tree)
-    reading = arrange(tree.photos, told, Path(place).stem if Path(place).is_file() else "")
-    if told and _FROM_TABLE not in reading.said: said.append("metadata was ignored: it does not list every photo")
+    title = Path(place).stem if Path(place).is_file() else ""
+    reading = arrange(tree.photos, told, title)
+    if told and _FROM_TABLE not in reading.said:
+        said.append("metadata was ignored: it does not list every photo")
     others = [path for path in tree.others if posixpath.basename(path) not in TABLES]
-    return reading._replace(left_out=tree.left_out | reading.left_out, said=reading.said + said + _ignored(others))
+    left_out = tree.left_out | reading.left_out
+    return reading._replace(left_out=left_out, said=reading.said + said + _ignored(others))
 
 
 def _ignored(others: list[str]) -> list[str]:
@@ -210,5 +235,8 @@ def numbered(
 
 def tell_left_out(left_out: dict[str, list[str]]) -> list[str]:
     "Half sentences with the number of what was left out, the reason, and some names"
-    names = {why: [posixpath.basename(path.rstrip("/")) for path in some] for why, some in left_out.items() if some}
-    return [f"{len(some):,} more left out, {why} ({_listed(some, 3)})" for why, some in names.items()]
+    said = []
+    for why, paths in left_out.items():
+        names = [posixpath.basename(path.rstrip("/")) for path in paths]
+        if names: said.append(f"{len(names):,} more left out, {why} ({_listed(names, 3)})")
+    return said

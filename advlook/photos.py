@@ -19,16 +19,18 @@ if TYPE_CHECKING: from PIL.Image import Image
 # %% ../nbs/03_photos.ipynb #87549841
 def open_photo(
     file: str | Path | bytes,  # a path, or what is in the file
-    size: int | None = None,  # the side in pixels that will be needed; JPEG files over eight times as large are reduced
+    size: int | None = None,  # side in pixels that will be needed; JPEG files over eight times as large are reduced
     name: str | None = None,  # for messages; None: the file's
 ) -> "Image":  # mode RGB or L, upright
     "A photo as 8-bit RGB or grey. ValueError, with its name, if it can't be read"
     from PIL import Image, UnidentifiedImageError
     name = name or (Path(file).name if not isinstance(file, bytes) else "an image")
     try: image = _upright(_pixels(file, size))
-    except UnidentifiedImageError: raise ValueError(f"{name!r} is no image that can be read here: {_kind(file)}") from None
+    except UnidentifiedImageError:
+        raise ValueError(f"{name!r} is no image that can be read here: {_kind(file)}") from None
     except Image.DecompressionBombError:
-        raise ValueError(f"{name!r} has more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels; reduce it first") from None
+        most = 2 * Image.MAX_IMAGE_PIXELS
+        raise ValueError(f"{name!r} has more than {most:,} pixels; reduce it first") from None
     except Exception as error:   # a decoder raises anything for a damaged file
         why = getattr(error, "strerror", None) or "it is cut off or damaged"
         raise ValueError(f"{name!r} can't be read: {why}") from None
@@ -40,18 +42,23 @@ def _pixels(file: str | Path | bytes, size: int | None) -> "Image":
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")   # of large images, and of odd EXIF data
         image = _opened(file)
-        if size and min(image.size) > 8 * size: image.draft(None, (4 * size, 4 * size))
+        if size and min(image.size) > 8 * size:
+            image.draft(None, (4 * size, 4 * size))
         image.load()
     return image
 
 
 def _opened(file: str | Path | bytes) -> "Image":
     from PIL import Image
-    again = lambda: Image.open(io.BytesIO(file) if isinstance(file, bytes) else file)
-    try: return again()
+
+    def attempt():
+        source = io.BytesIO(file) if isinstance(file, bytes) else file
+        return Image.open(source)
+
+    try: return attempt()
     except Exception:
         if not (_is_heic(_head(file)) and reads_heic()): raise
-        return again()
+        return attempt()
 
 
 def _upright(image: "Image") -> "Image":
@@ -60,14 +67,19 @@ def _upright(image: "Image") -> "Image":
     except Exception: return image   # its EXIF data are broken; its pixels are not
 
 # %% ../nbs/03_photos.ipynb #cc0e9298
+_WITH_ALPHA = "RGBA", "LA", "PA", "RGBa", "La"
+
+
 def _eight_bits(image: "Image", name: str) -> "Image":
     "Mode RGB or L"
-    if image.mode in ("RGB", "L"): return image if "transparency" not in image.info else _on_white(image)
-    if image.mode.startswith("I"): return _from_16_bits(image, name)   # "I" holds more, but files that do are rare
-    if image.mode == "F":
-        raise ValueError(f"{name!r} holds floating-point numbers, whose range is not told; convert it to 8 or 16 bits")
-    clear = image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info
-    return _on_white(image) if clear else image.convert("L" if image.mode == "1" else "RGB")
+    mode = image.mode
+    if mode.startswith("I"): return _from_16_bits(image, name)   # "I" holds more, but files that do are rare
+    if mode == "F":
+        raise ValueError(f"{name!r} holds floating-point numbers, whose range is not told; "
+                         "convert it to 8 or 16 bits")
+    if mode in _WITH_ALPHA or "transparency" in image.info: return _on_white(image)
+    if mode in ("RGB", "L"): return image
+    return image.convert("L" if mode == "1" else "RGB")
 
 
 def _from_16_bits(image: "Image", name: str) -> "Image":
@@ -82,7 +94,8 @@ def _from_16_bits(image: "Image", name: str) -> "Image":
 def _on_white(image: "Image") -> "Image":
     from PIL import Image
     image = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    white = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(white, image).convert("RGB")
 
 # %% ../nbs/03_photos.ipynb #408967b1
 @cache
@@ -101,19 +114,22 @@ def _head(file: str | Path | bytes) -> bytes:
 
 
 def _is_heic(head: bytes) -> bool:
-    return head[4:8] == b"ftyp" and any(brand in head[8:] for brand in (b"hei", b"hev", b"mif1", b"msf1"))
+    if head[4:8] != b"ftyp": return False
+    return any(brand in head[8:] for brand in (b"hei", b"hev", b"mif1", b"msf1"))
 
 
 def _kind(file: str | Path | bytes) -> str:
     "What the first bytes look like"
     head = _head(file)
+    start = head.lstrip()[:5].lower()
     if not head: return "it is empty"
-    if head[4:8] == b"ftyp" and b"avi" in head[8:]: return "it is cut off, or AVIF, which needs Pillow 11.3 or newer"
+    if head[4:8] == b"ftyp" and b"avi" in head[8:]:
+        return "it is cut off, or AVIF, which needs Pillow 11.3 or newer"
     if _is_heic(head) and reads_heic(): return "it is HEIC, cut off or damaged"
     if _is_heic(head): return "it is HEIC; install pillow-heif, or convert it to JPEG"
     if head[4:8] == b"ftyp": return "it is a film"
     if b"<svg" in head or head.startswith(b"<?xml"): return "it is a drawing (SVG); export it as PNG"
-    if head.lstrip()[:5].lower() in (b"<!doc", b"<html"): return "it is a web page"
+    if start in (b"<!doc", b"<html"): return "it is a web page"
     if head.startswith(b"%PDF"): return "it is a PDF"
     return "it is damaged, or of a kind that is not known"
 
@@ -127,21 +143,33 @@ def decode(
 ) -> np.ndarray:  # uint8 [C,H,W]
     "A photo as a model wants it. ValueError for an unknown interpolation, or a crop that is no share"
     from PIL import Image
-    if not 0 < crop_pct <= 1: raise ValueError(f"crop_pct is the share of the shorter side that is kept, above 0 and up to 1, but it is {crop_pct}")
-    if not hasattr(Image.Resampling, interpolation.upper()): raise ValueError(f"interpolation is bicubic, bilinear, lanczos, nearest or box, but it is {interpolation!r}")
+    if not 0 < crop_pct <= 1:
+        raise ValueError("crop_pct is the share of the shorter side that is kept, above 0 and up to 1, "
+                         f"but it is {crop_pct}")
+    if not hasattr(Image.Resampling, interpolation.upper()):
+        raise ValueError("interpolation is bicubic, bilinear, lanczos, nearest or box, "
+                         f"but it is {interpolation!r}")
     image = _upright(image)
     image = image.convert("L" if channels == 1 else "RGB")
-    if size and (image.size != (size, size) or crop_pct < 1): image = _fit(image, size, int(size / crop_pct), Image.Resampling[interpolation.upper()])
+    if size and (image.size != (size, size) or crop_pct < 1):
+        resample = Image.Resampling[interpolation.upper()]
+        image = _fit(image, size, int(size / crop_pct), resample)
     pixels = np.asarray(image)
-    return np.ascontiguousarray(pixels[None] if channels == 1 else pixels.transpose(2, 0, 1))
+    pixels = pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
+    return np.ascontiguousarray(pixels)
 
 
 def _fit(image: "Image", size: int, shorter: int, resample: int) -> "Image":
     "Resize the shorter side, keep the middle"
-    width, height = (shorter if side == min(image.size) else int(shorter * side / min(image.size)) for side in image.size)
+    least = min(image.size)
+    width, height = (shorter if side == least else int(shorter * side / least) for side in image.size)
     left, top = (round((side - size) / 2) for side in (width, height))
     right, bottom = left + size, top + size
-    if max(width, height) <= 16 * shorter: return image.resize((width, height), resample).crop((left, top, right, bottom))
-    across, down = image.width / width, image.height / height   # a thin strip: of 1 x 12,000 pixels all would take 3 GB
-    middle = (left * across, top * down, min(right * across, image.width), min(bottom * down, image.height))
+    if max(width, height) <= 16 * shorter:
+        whole = image.resize((width, height), resample)
+        return whole.crop((left, top, right, bottom))
+    # a thin strip: of 1 x 12,000 pixels all would take 3 GB
+    across, down = image.width / width, image.height / height
+    right, bottom = min(right * across, image.width), min(bottom * down, image.height)
+    middle = left * across, top * down, right, bottom
     return image.resize((size, size), resample, middle)
