@@ -127,7 +127,8 @@ def benchmark(
     seed: int = 0,  # of what transforms draw
     answers: dict[str, torch.Tensor] | None = None,  # to the untouched images, where they are known
 ) -> "DataFrame":  # columns model, transform, strength, metric, value in [0,1], n
-    "Accuracy of each model under each transform or, without labels, agreement with its own answer on the untouched image"
+    """Accuracy of each model under each transform or, without labels,
+    agreement with its own answer on the untouched image"""
     images = accept_images(images)
     return to_table(outcomes(models, images, transforms, batch_size, seed, answers), images)
 

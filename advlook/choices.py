@@ -12,8 +12,6 @@ from collections.abc import Callable
 from functools import partial
 from importlib import import_module
 
-from .callables import check_signature, find_function, near
-
 # %% ../nbs/62b_choices.ipynb #e49cdf80
 def number(text: str) -> float:
     '"4/255" or "0.0157" as a number; ValueError if it is none'
@@ -52,9 +50,20 @@ def make_ball(norm: str = "linf", eps: str | None = None):
 
 # %% ../nbs/62b_choices.ipynb #ecbadc0e
 ATTACKS: dict[str, str] = {  # name -> the page that holds it
-    "pgd": "attacks", "fgsm": "attacks", "bim": "attacks", "mi_fgsm": "attacks", "virtual_adversarial": "variants",
-    "apgd": "apgd", "fab": "fab", "square": "square", "autoattack": "autoattack",
-    "deepfool": "minimal", "cw": "minimal", "jsma": "sparse", "one_pixel": "sparse"}
+    "pgd": "attacks",
+    "fgsm": "attacks",
+    "bim": "attacks",
+    "mi_fgsm": "attacks",
+    "virtual_adversarial": "variants",
+    "apgd": "apgd",
+    "fab": "fab",
+    "square": "square",
+    "autoattack": "autoattack",
+    "deepfool": "deepfool",
+    "cw": "minimal",
+    "jsma": "sparse",
+    "one_pixel": "evolution",
+}
 _ALWAYS = {"fab": dict(targets=9)}  # of AutoAttack's
 
 
@@ -74,6 +83,7 @@ def find_attack(
 
 def _attack_called(name: str) -> Callable:
     if name in ATTACKS: return getattr(import_module(f"advlook.{ATTACKS[name]}"), name)
+    from advlook.callables import check_signature, find_function, near
     if ":" not in name:
         known = f"--attack is one of {', '.join(ATTACKS)}, or module:function"
         raise ValueError(f"{known}, but it is {name!r}" + near(name, ATTACKS))
@@ -86,6 +96,7 @@ def named_functions(
     arguments: int,  # how many it will be called with
 ) -> dict[str, Callable]:
     "Functions of one's own by name. ValueError for what is none, or a name twice"
+    from advlook.callables import find_function
     found = {}
     for text in words or []:
         name, equals, spec = text.partition("=")
@@ -98,7 +109,9 @@ def named_functions(
 
 def _checked(thing, what: str, arguments: int):
     "A function, or functions by strength"
-    for function in thing.values() if isinstance(thing, dict) else [thing]: check_signature(function, what, arguments)
+    from advlook.callables import check_signature
+    each = thing.values() if isinstance(thing, dict) else [thing]
+    for function in each: check_signature(function, what, arguments)
     return thing
 
 # %% ../nbs/62b_choices.ipynb #77d2ac02

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 from typer import Argument, Option
 
+from .choices import ATTACKS
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from advlook.images import Images
@@ -22,8 +24,7 @@ def evaluate(
     data: Annotated[Optional[str], Option(
         help="A data set of the catalogue or a folder; default: what the model was trained on")] = None,
     attack: Annotated[str, Option(
-        help="pgd, fgsm, bim, mi_fgsm, virtual_adversarial, apgd, fab, square, autoattack, deepfool, cw, jsma, "
-             "one_pixel, or module:function")] = "pgd",
+        help=f"{', '.join(ATTACKS)}, or module:function")] = "pgd",
     eps: Annotated[Optional[str], Option(
         help="Radius of the ball: 4/255 or 0.0157; default in l_inf: 4/255")] = None,
     norm: Annotated[str, Option(help="linf, l2, l1 or l0")] = "linf",

@@ -31,46 +31,71 @@ def nodes(
 
 # %% ../nbs/32_guided.ipynb #73e2976f
 OTHER_RECTIFIERS = {  # torch's name of the recorded operation: what its user calls it
-    "LeakyRelu": "LeakyReLU", "RreluWithNoise": "RReLU", "PreluKernel": "PReLU", "Elu": "ELU or SELU", "Celu": "CELU", "Gelu": "GELU",
-    "Silu": "SiLU", "Mish": "Mish", "Softplus": "Softplus", "Hardswish": "Hardswish", "Hardtanh": "ReLU6 or Hardtanh", "Hardshrink": "Hardshrink",
-    "Softshrink": "Softshrink", "Threshold": "Threshold", "Glu": "GLU", "LogSigmoid": "LogSigmoid", "Clamp": "clamp", "ClampMin": "clamp(min=...)",
-    "ClampMax": "clamp(max=...)", "Where": "where", "MaskedFill": "masked_fill", "MaskedScatter": "masked_scatter", "IndexPut": "index_put"}
-EITHER = {"Maximum": "maximum", "Minimum": "minimum", "Fmax": "fmax", "Fmin": "fmin"}  # of two features: maxout; of one and a constant: a rectifier
+    "LeakyRelu": "LeakyReLU", "RreluWithNoise": "RReLU", "PreluKernel": "PReLU",
+    "Elu": "ELU or SELU", "Celu": "CELU", "Gelu": "GELU", "Silu": "SiLU", "Mish": "Mish",
+    "Softplus": "Softplus", "Hardswish": "Hardswish", "Hardtanh": "ReLU6 or Hardtanh",
+    "Hardshrink": "Hardshrink", "Softshrink": "Softshrink", "Threshold": "Threshold",
+    "Glu": "GLU", "LogSigmoid": "LogSigmoid", "Clamp": "clamp", "ClampMin": "clamp(min=...)",
+    "ClampMax": "clamp(max=...)", "Where": "where", "MaskedFill": "masked_fill",
+    "MaskedScatter": "masked_scatter", "IndexPut": "index_put"}
+
+# of two features: maxout; of one and a constant: a rectifier
+EITHER = {"Maximum": "maximum", "Minimum": "minimum", "Fmax": "fmax", "Fmin": "fmin"}
 
 # %% ../nbs/32_guided.ipynb #9444e26c
 def not_guidable(
     node: Node,  # of a recorded pass
 ) -> str | None:  # for people; None where the rule is safe
     "What stands in the way of Guided Backprop here?"
-    name, before = node.name().rpartition("::")[2], [n for n, _ in node.next_functions]
+    name = node.name().rpartition("::")[2]
+    before = [n for n, _ in node.next_functions]
     native = re.fullmatch(r"(\w+)Backward\d+", name)
-    if native: return OTHER_RECTIFIERS.get(native[1]) or (None in before and EITHER.get(native[1])) or None
+    if native: return _other_rectifier(native[1], before)
     if name in ("AccumulateGrad", "CopyBackwards"): return None
-    if name == "CopySlices":  # f[:, :8].relu_() or f[:, :8] += g; only the latter takes in a second feature
-        return None if any(before[1:]) else "an in-place operation on a part or view of a tensor"
+    if name == "CopySlices":  # f[:, :8].relu_() or f[:, :8] += g
+        second_feature = any(before[1:])   # only the latter takes one in
+        return None if second_feature else "an in-place operation on a part or view of a tensor"
     return f"{name}, which hides what it computes (a compiled model or a custom function)"
+
+
+def _other_rectifier(name: str, before: list[Node | None]) -> str | None:
+    if name in EITHER: return EITHER[name] if None in before else None
+    return OTHER_RECTIFIERS.get(name)
 
 # %% ../nbs/32_guided.ipynb #7515c8ae
 def guide(
     root: Node,  # where a recorded pass ends
 ) -> None:
-    "Put the rule on every ReLU of a recorded pass; ValueError if there is none or something else rectifies"
+    "Put the rule on every ReLU. ValueError if there is none or something else rectifies"
     every = list(nodes(root))
-    others = sorted({what for node in every if (what := not_guidable(node))})
-    if others: raise ValueError(f"Guided Backprop is defined for ReLU, but this model uses {', '.join(others)}; use `vanilla_grad`, or a model whose only rectifier is ReLU")
+    others = sorted({what for what in map(not_guidable, every) if what})
+    if others:
+        raise ValueError("Guided Backprop is defined for ReLU, but this model uses "
+                         f"{', '.join(others)}; use `vanilla_grad`, "
+                         "or a model whose only rectifier is ReLU")
     relus = [node for node in every if node.name() == "ReluBackward0"]
-    if not relus: raise ValueError("Guided Backprop changes what passes back through ReLUs, but this model met none on the way from image to logits; use `vanilla_grad`")
-    for node in relus: node.register_prehook(lambda message: (message[0].clamp(min=0),))
+    if not relus:
+        raise ValueError("Guided Backprop changes what passes back through ReLUs, but this model "
+                         "met none on the way from image to logits; use `vanilla_grad`")
+    for node in relus: node.register_prehook(_rectified)
+
+
+def _rectified(message: tuple[Tensor]) -> tuple[Tensor]:
+    return message[0].clamp(min=0),
 
 # %% ../nbs/32_guided.ipynb #c5cdd235
 def guided_backprop(
-    model: nn.Module,  # images in [0,1] to logits; ReLU is its only rectifier, written in any way
+    model: nn.Module,  # images in [0,1] to logits; its only rectifier is ReLU, however written
     x: Tensor,  # images [N,C,H,W] in [0,1]
     y: Tensor | None = None,  # classes int64 [N]; None: the model's own predictions
 ) -> Tensor:  # [N,C,H,W]
-    """Gradient of the logit of class `y`, with negative messages stopped at every ReLU (Springenberg et al. 2015, arXiv 1412.6806, figure 1).
+    """Gradient of the logit of class `y`, with negative messages stopped at every ReLU
+    (Springenberg et al. 2015, arXiv 1412.6806, figure 1).
 
-    Raises ValueError where another rectifier, or no ReLU, is met. A rectifier made of arithmetic, such as x * (x > 0), can't be told from other products."""
-    if any(isinstance(m, torch.jit.ScriptModule) for m in model.modules()):  # torch rewrites them after a few runs
-        raise ValueError("Guided Backprop can't see into a scripted or traced model; use the plain module that it was made from")
+    Raises ValueError where another rectifier, or no ReLU, is met. A rectifier made of
+    arithmetic, such as x * (x > 0), can't be told from other products."""
+    scripted = torch.jit.ScriptModule  # torch rewrites them after a few runs
+    if any(isinstance(m, scripted) for m in model.modules()):
+        raise ValueError("Guided Backprop can't see into a scripted or traced model; "
+                         "use the plain module that it was made from")
     return input_gradient(model, x, y, logit, rule=guide)

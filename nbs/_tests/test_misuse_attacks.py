@@ -24,6 +24,7 @@ from advlook.sparse import jsma, one_pixel
 from advlook.square import square
 from advlook.universal import universal
 from advlook.variants import virtual_adversarial
+from test_traps import further
 
 FAR, LIMITED = L2(math.inf), Linf(0.1)
 ATTACKS = dict(
@@ -41,6 +42,7 @@ ATTACKS = dict(
     cw=partial(cw, steps=10, rounds=2),
     jsma=partial(jsma, gamma=0.02),
     one_pixel=partial(one_pixel, population=6, generations=2))
+ATTACKS |= further(ATTACKS, {"fgsm", "bim", "mi_fgsm", "autoattack", "virtual_adversarial"})  # special cases, and others with tests of their own
 NEED_NONE = {"square", "one_pixel"}   # no gradient
 
 

@@ -1,6 +1,8 @@
 "The traps into which attacks fall, one test each; for all attacks at once where that is possible"
 import configparser, math, re
 from functools import partial
+from importlib import import_module
+from inspect import signature
 from types import SimpleNamespace
 from unittest.mock import patch
 
@@ -9,6 +11,7 @@ import torch
 from torch import nn
 
 import advlook.standin
+from advlook import choices
 from advlook.apgd import apgd
 from advlook.attacks import bim, fgsm, mi_fgsm, pgd
 from advlook.autoattack import autoattack, stages
@@ -48,6 +51,17 @@ ATTACKS = {
     "jsma": partial(jsma, gamma=0.002),
     "one_pixel": partial(one_pixel, population=6, generations=2),
 }
+
+
+def further(attacks, elsewhere):
+    "The attacks of the command line that are in neither, as they are: so nobody has to list a new one here"
+    known = {attack.func.__name__ for attack in attacks.values()} | elsewhere
+    new = [name for name in choices.ATTACKS if name not in known]
+    functions = {name: getattr(import_module(f"advlook.{choices.ATTACKS[name]}"), name) for name in new}
+    return {name: partial(f, ball=signature(f).parameters["ball"].default) for name, f in functions.items()}
+
+
+ATTACKS |= further(ATTACKS, {"autoattack", "virtual_adversarial"})  # have tests of their own
 
 
 @pytest.fixture(scope="module")

@@ -27,8 +27,8 @@ from common import PEERS, RESULTS, Rows
 BALL = Linf(4/255)
 STEPS, RESTARTS = 20, 2
 STEP = 2.5 * BALL.eps / STEPS
-LOOP = ["core", "noise", "functions", "balls", "losses", "passes", "attacks", "standin"]
-ENSEMBLE = [*LOOP, "fab", "apgd", "square", "autoattack"]
+LOOP = ["core", "noise", "functions", "radii", "balls", "losses", "passes", "attacks", "standin"]
+ENSEMBLE = [*LOOP, "fab", "pace", "apgd", "square", "autoattack"]
 USED = dict(pgd=[*LOOP, "robustness"], autoattack=ENSEMBLE, memory=[*ENSEMBLE, "minimal", "sparse", "robustness"])
 COLUMNS = "part model contender stage block n seconds cpu survivors memory".split()
 

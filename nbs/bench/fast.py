@@ -23,7 +23,7 @@ from common import RESULTS, Rows
 
 KEY = ["part", "model", "seed", "eps", "block"]
 COLUMNS = [*KEY, "n", "right", "float32", "bfloat16", "only float32", "only bfloat16"]
-USED = ["core", "noise", "functions", "balls", "losses", "passes", "attacks", "standin", "robustness"]
+USED = ["core", "noise", "functions", "radii", "balls", "losses", "passes", "attacks", "standin", "robustness"]
 
 
 def measure(rows, name, seed, model_name, model, args):

@@ -22,7 +22,7 @@ from advlook.data import load_images
 from advlook.zoo import load_trio
 from common import PEERS, RESULTS, Rows
 
-LOOP = ["core", "noise", "functions", "balls", "losses", "passes", "attacks"]
+LOOP = ["core", "noise", "functions", "radii", "balls", "losses", "passes", "attacks"]
 BALLS = {"l_inf": Linf(4/255), "l_2": L2(0.5), "l_1": L1(12.0)}
 OFFICIAL = dict(l_inf="Linf", l_2="L2", l_1="L1")   # as the official code calls them
 KEY = ["part", "row"]
