@@ -31,7 +31,8 @@ def noise_loss(
     generator: torch.Generator | None = None,
 ) -> Tensor:  # scalar
     "Cross-entropy at images with Gaussian noise, clipped to [0,1] (a control)"
-    noisy = (x + sigma * draw(torch.randn, x, generator)).clamp(0, 1)
+    noise = draw(torch.randn, x, generator)
+    noisy = (x + sigma * noise).clamp(0, 1)
     return standard_loss(model, noisy, y, label_smoothing)
 
 # %% ../nbs/21_adversarial.ipynb #5138d069
@@ -73,7 +74,8 @@ def divergence(
     other: Tensor,  # logits [N,K] of q
 ) -> Tensor:  # KL(p || q) [N], in nats
     "How far the answer q is from the answer p"
-    return F.kl_div(other.log_softmax(1), z.log_softmax(1), reduction="none", log_target=True).sum(1)
+    log_q, log_p = other.log_softmax(1), z.log_softmax(1)
+    return F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(1)
 
 
 def pgd_by_divergence(
@@ -85,7 +87,7 @@ def pgd_by_divergence(
     step_size: float | None = None,  # None: 2.5 eps / steps
     generator: torch.Generator | None = None,
 ) -> Tensor:  # [N,C,H,W] in [0,1], in the ball around x
-    "The attack within TRADES: PGD towards the answer that differs most, from 0.001 away, where the gradient is not zero"
+    "The attack within TRADES: PGD towards the answer that differs most, from 0.001 away (at 0 it has no gradient)"
     with torch.no_grad(): z = logits(model, x).float()
     near = into(ball, x, x + 0.001 * draw(torch.randn, x, generator))
     unused = x.new_zeros(len(x), dtype=torch.int64)
@@ -124,6 +126,7 @@ def mart(
     z, z_adv = logits(model, x).float(), logits(model, x_adv).float()
     own = F.one_hot(y, z.shape[1]).bool()
     rival = z_adv.softmax(1).masked_fill(own, 0).amax(1)   # the best wrong class
-    boosted = F.cross_entropy(z_adv, y, reduction="none") - torch.log1p(-rival.clamp_max(1 - 1e-6))
+    loss = F.cross_entropy(z_adv, y, reduction="none")
+    boosted = loss - torch.log1p(-rival.clamp_max(1 - 1e-6))
     unknown = 1 - z.softmax(1)[own]
     return (boosted + beta * divergence(z, z_adv) * unknown).mean()

@@ -111,7 +111,8 @@ def awp(
 
 def _along(g: Tensor, weight: Tensor, share: float) -> Tensor:
     "A step in the direction of g, as long as a share of the weight"
-    return share * weight.detach().norm() * g / g.norm().clamp_min(1e-12)
+    length = share * weight.detach().norm()
+    return length * g / g.norm().clamp_min(1e-12)
 
 # %% ../nbs/21b_around.ipynb #f1b0b00d
 def gradalign(
@@ -125,8 +126,10 @@ def gradalign(
 ) -> Tensor:  # scalar
     "Gradient alignment around an objective (Andriushchenko & Flammarion 2020, equation 8)"
     def slope(at):
-        loss = F.cross_entropy(logits(model, at).float(), y, reduction="sum")
-        return torch.autograd.grad(loss, at, create_graph=True)[0].flatten(1)
+        z = logits(model, at).float()
+        loss = F.cross_entropy(z, y, reduction="sum")
+        slope, = torch.autograd.grad(loss, at, create_graph=True)
+        return slope.flatten(1)
     here = x.detach().requires_grad_()
     there = into(ball, x, x + ball.sample(x, generator)).requires_grad_()
     apart = 1 - F.cosine_similarity(slope(here), slope(there), dim=1)

@@ -29,7 +29,8 @@ def draw_moves(
     seed: tuple[int, int],  # seed and epoch
 ) -> np.ndarray:  # int [n,3]: rows down, columns right (0..2 pad), mirrored (0 or 1)
     "Where each image is cropped in this epoch, and whether it is mirrored"
-    return np.random.default_rng(seed).integers(0, [2 * pad + 1, 2 * pad + 1, 2], (n, 3))
+    windows = 2 * pad + 1
+    return np.random.default_rng(seed).integers(0, [windows, windows, 2], (n, 3))
 
 
 def crop_and_flip(
@@ -109,7 +110,8 @@ def labelled(
 
 def class_names(images: Images) -> list[str]:
     "Those of the classes, or their numbers as words"
-    return list(images.names or map(str, range(int(images.y.max()) + 1)))
+    if images.names: return list(images.names)
+    return [str(k) for k in range(int(images.y.max()) + 1)]
 
 
 def renumbered(
@@ -119,7 +121,8 @@ def renumbered(
 ) -> Images:
     "The same images; splits without a common list number their own words. ValueError for a class that is not there"
     own, names = class_names(images), list(names)
-    lost = [own[k] for k in images.y.unique().tolist() if own[k] not in names]
+    used = [own[k] for k in images.y.unique().tolist()]
+    lost = [name for name in used if name not in names]
     if lost: raise ValueError(f"{what} have classes that no training image has: {', '.join(map(repr, lost[:3]))}")
     number = {name: k for k, name in enumerate(names)}
     place = torch.tensor([number.get(name, -1) for name in own])
@@ -133,7 +136,8 @@ def check_classes(y: Tensor, classes: int, what: str) -> None:
 
 def check_model(model: nn.Module) -> None:
     "ValueError for a model that can't be trained"
-    if any(t.is_inference() for t in (*model.parameters(), *model.buffers())):
+    tensors = *model.parameters(), *model.buffers()
+    if any(tensor.is_inference() for tensor in tensors):
         raise ValueError("this model was made under torch.inference_mode(), and what is made there can't be trained; "
                          "make it elsewhere, or train copy.deepcopy(model)")
     kinds = {p.dtype for p in model.parameters() if p.is_floating_point()}

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from .accept import accept_images, accept_models
+from .accept import accept_images
+from .asked import accept_models
 from .callables import accept_transforms
 from .core import batches, device_of, scores, to_float
 from .data import Images
@@ -127,7 +128,8 @@ def benchmark(
     seed: int = 0,  # of what transforms draw
     answers: dict[str, torch.Tensor] | None = None,  # to the untouched images, where they are known
 ) -> "DataFrame":  # columns model, transform, strength, metric, value in [0,1], n
-    "Accuracy of each model under each transform or, without labels, agreement with its own answer on the untouched image"
+    """Accuracy of each model under each transform or, without labels,
+    agreement with its own answer on the untouched image"""
     images = accept_images(images)
     return to_table(outcomes(models, images, transforms, batch_size, seed, answers), images)
 

@@ -17,4 +17,5 @@ def training_cost(
 ) -> dict[str, float]:  # hours by the clock, hours of GPUs, price
     "What a training takes, by counting passes: (3 + 2 steps)/3 of ordinary training"
     hours = images * epochs * (3 + 2 * attack_steps) / 3 / images_per_second / 3600
-    return dict(hours=hours / gpus / efficiency, gpu_hours=hours / efficiency, price=hours / efficiency * price)
+    gpu_hours = hours / efficiency
+    return dict(hours=hours / gpus / efficiency, gpu_hours=gpu_hours, price=gpu_hours * price)

@@ -28,7 +28,8 @@ class _Met(Exception):
 class _StopAtConvolution(TorchFunctionMode):
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if function is F.conv2d: raise _Met(args[1] if len(args) > 1 else kwargs["weight"])
+        if function is F.conv2d:
+            raise _Met(args[1] if len(args) > 1 else kwargs["weight"])
         return function(*args, **kwargs)
 
 # %% ../nbs/34_filters.ipynb #34a00001
@@ -65,7 +66,8 @@ def show_first_layers(
     rows = {}
     for name, model in models.items():
         w = first_layer(model)[:n]
-        rows[name] = w if w.shape[1] in (1, 3) else w.mean(1, keepdim=True)
+        drawn = w.shape[1] in (1, 3)
+        rows[name] = w if drawn else w.mean(1, keepdim=True)
     return show_maps(rows, shared=shared, width=0.62)
 
 # %% ../nbs/34_filters.ipynb #b7b788fc
@@ -81,8 +83,8 @@ def checkerboard(
     kernels = kernels - kernels.mean((-2, -1), keepdim=True)
     power = board.square().sum() * kernels.square().sum()
     if power <= 1e-30: return 0.0
-    on_board = (kernels * board).sum((-2, -1)).square().sum()
-    return (on_board / power).item()
+    on_board = (kernels * board).sum((-2, -1))
+    return (on_board.square().sum() / power).item()
 
 # %% ../nbs/34_filters.ipynb #34a00003
 def kernel_statistics(
@@ -93,7 +95,8 @@ def kernel_statistics(
     rows = []
     for name, model in models.items():
         w = first_layer(model)
-        rows += [(name, "mean magnitude", w.abs().mean().item()),
-                 (name, "largest magnitude", w.abs().max().item()),
+        size = w.abs()
+        rows += [(name, "mean magnitude", size.mean().item()),
+                 (name, "largest magnitude", size.max().item()),
                  (name, "checkerboard", checkerboard(w))]
     return DataFrame(rows, columns=["model", "metric", "value"])

@@ -39,7 +39,8 @@ def _read_rows(file: str, index: int, image: str, label: str, number: dict | Non
     if number: labels = [number.get(y) for y in labels]
     cells = [cell or {} for cell in table[image].to_pylist()]
     files = [cell.get("bytes") or cell.get("path") or b"" for cell in cells]
-    return [(b"", 0) if y is None or y < 0 else (file, y) for file, y in zip(files, labels)]
+    known = [y is not None and y >= 0 for y in labels]
+    return [(file, y) if ok else (b"", 0) for file, y, ok in zip(files, labels, known)]
 
 
 def _row_groups(file: str, **columns) -> list[Group]:
@@ -80,7 +81,8 @@ def _parquet_files(name: str, split: str, tables: dict[str, list[str]]) -> list[
         with quiet_datasets(): builder = datasets.load_dataset_builder(source, config, revision=revision)
         tables = builder.config.data_files
     tables = {str(split): files for split, files in tables.items()}
-    files = list(tables[choose_split([*tables], split, CATALOG.get(name, {}))])
+    chosen = choose_split([*tables], split, CATALOG.get(name, {}))
+    files = list(tables[chosen])
     if files[0].lower().endswith(".parquet"): return files
     raise ValueError(f"{title_of(name)!r} can't be streamed: it needs parquet files, or a folder for each class")
 
@@ -89,7 +91,8 @@ def _classes(values: list) -> tuple[list[str], dict]:
     "Where classes are not listed: their names, and the number of each value"
     known = sorted({value for value in values if value is not None})
     names = to_labels(known)[1]
-    return names or [str(value) for value in known], {value: i for i, value in enumerate(known)}
+    number = {value: i for i, value in enumerate(known)}
+    return names or list(map(str, known)), number
 
 
 def _unlabelled(name: str) -> ValueError:
@@ -103,9 +106,10 @@ def _photo_groups(name: str, split: str, tree: Tree) -> tuple[list[Group], tuple
     said = [*listed.said, *tell_left_out(listed.left_out)]
     first = os.environ.get("RANK", "0") == "0"   # of the processes
     if said and first: print(f"{title_of(name)}: {'; '.join(said)}")
-    order = np.random.default_rng(0).permutation(listed.total)
-    parts = [order[i:i + 100].tolist() for i in range(0, listed.total, 100)]
-    groups = [Group(len(part), partial(_read_photos, listed.read, part)) for part in parts]
+    order = np.random.default_rng(0).permutation(listed.total).tolist()
+    parts = [order[i:i + 100] for i in range(0, listed.total, 100)]
+    read = partial(_read_photos, listed.read)
+    groups = [Group(len(part), partial(read, part)) for part in parts]
     return groups, tuple(listed.names)
 
 
@@ -126,8 +130,9 @@ def hold_out_photos(
     rng = np.random.default_rng(0)
     order = rng.permutation(len(groups))
     ends = np.cumsum([groups[i].rows for i in order])
-    many = max(32, 1 + int(np.searchsorted(ends, 4 * count)))
-    places = [(int(i), row) for i in order[:many] for row in range(groups[i].rows)]
+    enough = int(np.searchsorted(ends, 4 * count)) + 1
+    some = order[:max(32, enough)].tolist()
+    places = [(group, row) for group in some for row in range(groups[group].rows)]
     apart = {}
     for k in rng.choice(len(places), count, replace=False):
         group, row = places[k]
@@ -137,28 +142,34 @@ def hold_out_photos(
 
 def _spared(groups: list[Group], apart: dict[int, list[int]], name: str) -> dict[int, list[int]]:
     "The same; in place of the only photo of a class, which stays, one of a class that has several"
-    labels = {group: [y for _, y in groups[group].read()] for group in apart}
-    chosen = [(group, row) for group, rows in apart.items() for row in rows]
-    stay = [(group, row) for group in apart for row in sorted(set(range(len(labels[group]))) - set(apart[group]))]
-    left = Counter(labels[group][row] for group, row in stay)
-    only = {labels[group][row]: (group, row) for group, row in chosen if labels[group][row] not in left}
+    label = {}   # of each photo, by its group and row
+    for group in apart:
+        for row, (_, y) in enumerate(groups[group].read()): label[group, row] = y
+    gone = [(group, row) for group, rows in apart.items() for row in rows]
+    taken = set(gone)
+    stay = [photo for photo in label if photo not in taken]
+    left = Counter(label[photo] for photo in stay)
+    only = {label[photo]: photo for photo in gone if label[photo] not in left}
     for group, row in _without_others(groups, apart, only):
-        other = next((at for at in stay if left[labels[at[0]][at[1]]] > 1), None)
+        other = next((photo for photo in stay if left[label[photo]] > 1), None)
         if other is None:
             raise ValueError(f"so many photos of {name} can't be held out that a class has none left; hold out fewer")
         stay.remove(other)
-        left[labels[other[0]][other[1]]] -= 1
+        left[label[other]] -= 1
         apart[group].remove(row)
-        apart[other[0]].append(other[1])
+        there, place = other
+        apart[there].append(place)
     return apart
 
 
-def _without_others(groups: list[Group], apart: dict, only: dict[int, tuple[int, int]]) -> list[tuple[int, int]]:
-    "Of the photos, by their class, those whose class has none in the other groups either; near ones are read first"
+def _without_others(groups: list[Group], apart: dict, only: dict) -> list[tuple[int, int]]:
+    "Of the photos, by their class, those whose class has none in the other groups either"
+    if not only: return []
     only = dict(only)
-    homes = [home for home, _ in only.values()]
-    others = set(range(len(groups))) - set(apart) if only else set()
-    for group in sorted(others, key=lambda group: min(abs(group - home) for home in homes)):
+    homes = np.array([home for home, _ in only.values()])
+    others = set(range(len(groups))) - set(apart)
+    near = lambda group: np.abs(homes - group).min()
+    for group in sorted(others, key=near):
         if not only: break
         for _, y in groups[group].read(): only.pop(y, None)
     return list(only.values())

@@ -33,7 +33,8 @@ def hold_out(
     order = np.random.default_rng((seed, 2)).permutation(len(y))
     place = np.empty(len(y), int)                    # of each image among those of its class
     for k in np.unique(y):
-        place[order[y[order] == k]] = np.arange((y == k).sum())
+        own = order[y[order] == k]
+        place[own] = np.arange(len(own))
     first = np.lexsort((order.argsort(), place))     # everybody's first, everybody's second, ...
     others = count.numpy()[y] - 1                    # that its class has besides
     chosen = first[place[first] < others[first]][:n]
@@ -48,11 +49,13 @@ def among(
 ) -> Tensor:  # bool [N]
     "Which of the images are also among the others, pixel by pixel"
     known = set(_digests(others.x))
-    return torch.tensor([digest in known for digest in _digests(images.x)], dtype=torch.bool)
+    found = [digest in known for digest in _digests(images.x)]
+    return torch.tensor(found, dtype=torch.bool)
 
 
 def _digests(x: Tensor) -> Iterator[bytes]:
-    for image in x.contiguous().numpy(): yield hashlib.blake2b(image, digest_size=16).digest()
+    for image in x.contiguous().numpy():
+        yield hashlib.blake2b(image, digest_size=16).digest()
 
 # %% ../nbs/22b_heldout.ipynb #f2b0c004
 def apart(
@@ -72,7 +75,8 @@ NO_TEST = "there are no test images but the training images"
 def _split_off(images: Images) -> tuple[Images, Images | None, str]:
     count = images.y.bincount()
     most = len(images) - int(count.count_nonzero())
-    n = min(most, max(len(images) // 10, int((count > 1).sum())))
+    tenth, one_each = len(images) // 10, int((count > 1).sum())
+    n = min(most, max(tenth, one_each))
     if not n:
         return images, None, "there is no test accuracy: no test images are there, and each class has a single image"
     rest, held = hold_out(images, n)

@@ -30,7 +30,8 @@ def lane_windows(
     shift = rng.integers(total) if len(sizes) == 1 else 0
     for number in range(start // window, math.ceil(each / window)):
         first, last = number * window, min((number + 1) * window, each)
-        mixed = np.random.default_rng((*seed, 3, lane, number)).permutation(lane * each + np.arange(first, last))
+        own = np.random.default_rng((*seed, 3, lane, number))
+        mixed = own.permutation(lane * each + np.arange(first, last))
         places = (mixed[max(0, start - first):] + shift) % total
         at = np.searchsorted(ends, places, "right")
         yield order[at], places - begins[at]

@@ -18,12 +18,13 @@ if TYPE_CHECKING:
 # %% ../nbs/22c_listeners.ipynb #bcadf875
 def in_words(row: dict) -> str:
     "An epoch's row as a line; its note as a second one"
-    numbers = {name.replace("_", " "): value for name, value in row.items() if not isinstance(value, str)}
-    line = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
+    numbers = {name: value for name, value in row.items() if not isinstance(value, str)}
+    line = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in numbers.items())
     return f"{line}\n{row['note']}" if "note" in row else line
 
 
-def print_row(rows: list[dict]) -> None: print(in_words(rows[-1]), flush=True)
+def print_row(rows: list[dict]) -> None:
+    print(in_words(rows[-1]), flush=True)
 
 
 def write_csv(
@@ -43,9 +44,10 @@ def to_tensorboard(
     try: from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise ImportError("TensorBoard's files need the package tensorboard: pip install tensorboard") from error
-    with SummaryWriter(str(folder), purge_step=rows[-1]["epoch"]) as writer:
-        for name, value in rows[-1].items():
-            if not isinstance(value, str): writer.add_scalar(name, value, rows[-1]["epoch"])
+    last, epoch = rows[-1], rows[-1]["epoch"]
+    with SummaryWriter(str(folder), purge_step=epoch) as writer:
+        for name, value in last.items():
+            if not isinstance(value, str): writer.add_scalar(name, value, epoch)
 
 # %% ../nbs/22c_listeners.ipynb #f2c0c006
 CURVES = {
@@ -61,16 +63,19 @@ def plot_history(
     rows: "list[dict] | pd.DataFrame",
     chance: float | None = None,  # accuracy of guessing
 ) -> "Figure":
-    "Accuracy on what it trains on, on test and held-out images, and on those under attack; a line where something was noted"
+    "Accuracy on what it trains on, on test and held-out images, without and under attack; a line at each note"
     import matplotlib.pyplot as plt
     import pandas as pd
     rows = pd.DataFrame(rows)
     figure, axis = plt.subplots(figsize=(6.2, 2.8), layout="constrained")
     for i, (column, label) in enumerate(CURVES.items()):
-        if column in rows: axis.plot(rows.epoch, rows[column], marker=".", color=f"C{i}", label=label)
+        if column not in rows: continue
+        axis.plot(rows.epoch, rows[column], marker=".", color=f"C{i}", label=label)
     noted = rows.epoch[rows.note.notna()] if "note" in rows else ()
-    for epoch in noted: axis.axvline(epoch, color="0.4", linewidth=0.8, linestyle="--")
-    if chance is not None: axis.axhline(chance, color="0.5", linewidth=0.7, linestyle=":", label="chance")
+    for epoch in noted:
+        axis.axvline(epoch, color="0.4", linewidth=0.8, linestyle="--")
+    if chance is not None:
+        axis.axhline(chance, color="0.5", linewidth=0.7, linestyle=":", label="chance")
     axis.set(xlabel="epoch", ylabel="accuracy", ylim=(0, 1.02))
     figure.legend(fontsize=8, loc="outside right upper")
     plt.close(figure)

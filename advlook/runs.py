@@ -104,7 +104,8 @@ class Run:
     def end_epoch(self, row: dict) -> None:
         "The epoch's row joins the history, and its weights are kept if no probe was better"
         value = row.get("probe_robust_accuracy", row.get("probe_accuracy"))
-        if value is not None and (self.best is None or value > self.best["value"]):
+        before = self.best["value"] if self.best else -math.inf
+        if value is not None and value > before:
             weights = copy.deepcopy(self.view().state_dict())
             self.best = dict(value=value, epoch=row["epoch"], weights=weights)
         self.history = [*self.history, row | dict(seconds=self.seconds)]
@@ -120,18 +121,20 @@ class Run:
 
     def finish(self) -> None:
         "The model gets the weights that it ends with: of the best probe, or their running mean, or its own"
-        if self.verdict() == "best": self.view().load_state_dict(self.best["weights"])
-        if self.mean: self.model.load_state_dict(self.mean.module.state_dict())
+        view = self.view()
+        if self.verdict() == "best": view.load_state_dict(self.best["weights"])
+        if self.mean: self.model.load_state_dict(view.state_dict())
         self.model.eval()
 
     def parts(self) -> dict:
-        known = dict(model=self.model, optimizer=self.optimizer, rates=self.rates, mean=self.mean)
-        return {name: part for name, part in known.items() if part is not None}
+        parts = dict(model=self.model, optimizer=self.optimizer, rates=self.rates)
+        return parts | dict(mean=self.mean) if self.mean else parts
 
     def state(self) -> dict:
         "All of it, for a checkpoint"
-        plain = {name: getattr(self, name) for name in self.PLAIN}
-        return {name: part.state_dict() for name, part in self.parts().items()} | plain
+        state = {name: getattr(self, name) for name in self.PLAIN}
+        for name, part in self.parts().items(): state[name] = part.state_dict()
+        return state
 
     def load(self, state: dict) -> None:
         for name, part in self.parts().items(): part.load_state_dict(state[name])

@@ -24,7 +24,7 @@ from .data import content_hash
 from .functions import describe, progress, takes
 from .images import Images
 from .noise import image_seeds, seeded
-from .parallel import average, broadcast, gradients, make_accelerator, standard_loss
+from .parallel import average, broadcast, gradients, make_accelerator, onto_device, standard_loss, take_up
 from .resume import Checkpoint, patient, threads_kept
 from .runs import Recipe, Run, as_number
 
@@ -53,9 +53,11 @@ def one_step(
     "Down the gradient of a batch"
     run.optimizer.zero_grad()
     sums = _batch_gradients(run, batch, plan)
-    slope = get_total_norm([p.grad for p in run.model.parameters() if p.grad is not None])
+    slopes = [p.grad for p in run.model.parameters() if p.grad is not None]
+    slope = get_total_norm(slopes)
     told = torch.cat([sums, slope.double()[None]]).cpu()   # here a step waits for a GPU
-    if not told.isfinite().all(): raise ValueError(_exploded(run, loss=told[1], slope=told[4]))
+    if not told.isfinite().all():
+        raise ValueError(_exploded(run, loss=told[1], slope=told[4]))
     run.descend()
     return told[:3], bool(told[3] > 0)
 
@@ -125,7 +127,9 @@ def measured(
     n, loss, hits = run.sums.tolist()
     row = dict(epoch=len(run.history) + 1, learning_rate=run.rate, loss=loss / n, train_accuracy=hits / n)
     view = run.view().eval()
-    if test is not None: row["test_accuracy"] = (predict(view, test.x) == test.y).float().mean().item()
+    if test is not None:
+        right = predict(view, test.x) == test.y
+        row["test_accuracy"] = right.float().mean().item()
     if watch: row |= watch(view, [*run.history, row])
     return {name: as_number(value) for name, value in row.items()}
 
@@ -173,7 +177,8 @@ def fit(
     accelerator = make_accelerator(precision, device)
     first = accelerator.is_main_process
     steps = _steps(train, recipe, accelerator)
-    _onto_device(model, train, test, accelerator)
+    onto_device(model, accelerator)
+    _check_labels(model, train, test)
     run = Run(model, recipe, recipe.epochs * steps)
     settings = _settings(objective, train, recipe) | dict(precision=accelerator.mixed_precision, steps=steps)
     checkpoint = Checkpoint(Path(out)/"checkpoint.pt" if out else None, settings, save_every, writes=first)
@@ -183,7 +188,7 @@ def fit(
 
     with threads_kept(), patient() as asked:
         plan = Plan(objective, recipe, steps, feed, accelerator, checkpoint, asked)
-        _resume(run, plan)
+        take_up(run, checkpoint, accelerator)
         if run.history: _tell(listeners, run)   # again: the process may have been killed before it did
         while len(run.history) < recipe.epochs and not run.verdict():
             one_epoch(run, plan)
@@ -213,14 +218,11 @@ def _steps(train, recipe: Recipe, accelerator: "Accelerator") -> int:
     return batch_count(len(train), recipe.batch_size, processes)
 
 
-def _onto_device(model: nn.Module, train, test: Images | None, accelerator: "Accelerator") -> None:
-    "All processes begin with the weights of the first one. ValueError for labels that the model does not have"
-    model.to(accelerator.device, memory_format=torch.channels_last)
+def _check_labels(model: nn.Module, train, test: Images | None) -> None:
+    "ValueError for labels that the model does not have"
     for images, what in (train, "training images"), (test, "test images"):
-        if isinstance(images, Images): check_classes(images.y, count_classes(model, images.x), what)
-    if accelerator.num_processes == 1: return
-    weights = {name: weight.cpu() for name, weight in model.state_dict().items()}
-    model.load_state_dict(broadcast(weights, accelerator))
+        if not isinstance(images, Images): continue
+        check_classes(images.y, count_classes(model, images.x), what)
 
 
 def _feed(train, model: nn.Module, recipe: Recipe, accelerator: "Accelerator") -> Callable[..., Iterator]:
@@ -238,23 +240,6 @@ def _settings(objective: Callable, train, recipe: Recipe) -> dict:
     return dict(objective=describe(objective), data=data) | asdict(recipe)
 
 # %% ../nbs/20e_train.ipynb #54ee8588
-def _resume(run: Run, plan: Plan) -> None:
-    "Take up an earlier run. The first process alone has to see the file"
-    file, first = plan.checkpoint.file, plan.accelerator.is_main_process
-    if not file: return
-    state = None
-    if first:
-        try: state = plan.checkpoint.read()
-        except ValueError as error: state = error   # for all to hear
-    state = broadcast(state, plan.accelerator)
-    if isinstance(state, ValueError): raise state
-    if state is None: return
-    plan.checkpoint.resume(run, state)
-    if first and run.verdict():
-        print(f"the run in {file.parent.name!r} ended by itself after epoch {len(run.history)}; "
-              "choose another folder, or remove it, to train anew")
-
-
 def _listeners(log: Callable | Sequence[Callable]) -> list[Callable]:
     return list(log) if isinstance(log, Sequence) else [log]
 

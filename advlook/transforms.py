@@ -58,7 +58,8 @@ class GaussianBlur:
     @property
     def real_sigma(self) -> float:
         "The standard deviation, in pixels, that is left after cutting the Gaussian off at the kernel's end"
-        return (self.weights() * self._offsets ** 2).sum().sqrt().item()
+        variance = (self.weights() * self._offsets ** 2).sum()
+        return variance.sqrt().item()
 
     def __call__(self, x: Tensor) -> Tensor:  # float [N,C,H,W] to the same shape
         _check(x)
@@ -78,9 +79,10 @@ def _blur(x: Tensor, weights: Tensor) -> Tensor:
     "Along rows, then along columns; half precision is rounded once, at the end"
     pad = len(weights) // 2
     exact = x.to(torch.promote_types(x.dtype, torch.float32))
-    rows = _along(F.pad(exact, [pad, pad, 0, 0], mode="reflect"), weights, 3)
-    columns = _along(F.pad(rows, [0, 0, pad, pad], mode="reflect"), weights, 2)
-    return columns.to(x.dtype)
+    mirrored = F.pad(exact, [pad, pad, 0, 0], mode="reflect")
+    rows = _along(mirrored, weights, 3)
+    mirrored = F.pad(rows, [0, 0, pad, pad], mode="reflect")
+    return _along(mirrored, weights, 2).to(x.dtype)
 
 
 def _along(padded: Tensor, weights: Tensor, axis: int) -> Tensor:  # shorter by kernel - 1 along this axis
@@ -88,7 +90,8 @@ def _along(padded: Tensor, weights: Tensor, axis: int) -> Tensor:  # shorter by 
     n = padded.shape[axis] - len(weights) + 1
     first, *others = weights.to(padded.dtype).tolist()
     total = padded.narrow(axis, 0, n) * first
-    for shift, weight in enumerate(others, 1): total.add_(padded.narrow(axis, shift, n), alpha=weight)
+    for shift, weight in enumerate(others, 1):
+        total.add_(padded.narrow(axis, shift, n), alpha=weight)
     return total
 
 # %% ../nbs/40_transforms.ipynb #73a01e00

@@ -63,7 +63,7 @@ def watch(
     until: float | None = None,  # accuracy on the held-out images at which it ends as it is; None: never
     seed: int = 0,
     batch_size: int = 256,
-    objective: Callable | None = None,  # what it trains, from `fit`; only one of a single step is looked at for a collapse
+    objective: Callable | None = None,  # what it trains, from `fit`; one of a single step is looked at for a collapse
 ) -> dict:  # probe_accuracy, probe_step_accuracy, probe_robust_accuracy; perhaps `note`, a sentence, and `verdict`
     "What `fit` asks after each epoch, with `functools.partial` around it; the verdict is \"stop\" or \"best\""
     if on_collapse not in ("stop", "best", "go on"):

@@ -1,5 +1,6 @@
 "`fit` on what people hand over: odd labels, pixels, models and options; when it saves, what it counts, how it ends"
 import copy, math, time
+from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
@@ -218,3 +219,16 @@ def test_saves_by_the_clock(tmp_path):
         refused("power", run, tmp_path, dies(7), epochs=1, save_every=None, error=OSError)
     kept, _ = read_checkpoint(tmp_path/"checkpoint.pt")
     assert kept["step"] == 6
+
+
+def test_from_a_notebook(tmp_path):
+    "`notebook_launcher` on one process, as the page says"
+    from accelerate import notebook_launcher
+
+    def work(out):
+        model, _ = run(out)
+        torch.save(model.state_dict(), Path(out)/"end.pt")
+    notebook_launcher(work, (tmp_path,), num_processes=1)
+    ended = torch.load(tmp_path/"end.pt", weights_only=True)
+    whole, _ = run()
+    assert all(torch.equal(weight, ended[name]) for name, weight in whole.state_dict().items())
