@@ -15,7 +15,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .accept import accept_images, accept_models
+from .accept import accept_images
+from .asked import accept_models
 from .align import align_classes
 from .attacks import pgd
 from .balls import Linf
