@@ -24,7 +24,7 @@ def train(
     out: Annotated[Path, Option(
         help="Folder for weights, manifest, log and checkpoint; an interrupted run there goes on")],
     arch: Annotated[str, Option(
-        help="resnet20, resnet18_thin, alexnet_bn, alexnet_bn_small, timm:NAME, torchvision:NAME")] = "resnet20",
+        help="resnet20 or another of networks.OWN, timm:NAME, torchvision:NAME")] = "resnet20",
     objective: Annotated[str, Option(
         help="std, noise, fgsm, fast, pgd, trades or mart, perhaps with +awp or +gradalign")] = "std",
     eps: Annotated[Optional[str], Option(
