@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .accept import Wrapped
+from .asked import Wrapped
 from .apgd import apgd
 from .balls import L1, Linf, inside
 from .core import answers, ask, device_of, frozen, predict, to_float

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from .accept import accept_images, accept_models
+from .accept import accept_images
+from .asked import accept_models
 from .callables import accept_transforms
 from .core import batches, device_of, scores, to_float
 from .data import Images

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .accept import accept_images, accept_models, answers_to
+from .accept import accept_images
+from .asked import accept_models, answers_to
 from .core import frozen
 from .data import Images
 from .functions import in_batches

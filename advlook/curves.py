@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from .accept import accept_images, accept_models, answers_to
+from .accept import accept_images
+from .asked import accept_models, answers_to
 from .attacks import pgd
 from .balls import Linf, inside, per_image
 from .core import frozen, predict, to_float

@@ -88,9 +88,9 @@ def _candidates(asked: str | None) -> list[str]:
         near[library] = _by_likeness(asked, [f"{library}:{name}" for name in names])
     its = "torchvision" if asked is None else asked.rpartition(":")[0]
     first = near.get(its, [])[:100]
-    in_turn = [name for both in zip_longest(*near.values()) for name in both if name]
+    in_turn = [name for both in zip_longest(*near.values()) for name in both]
     every = dict.fromkeys([*OWN, *first, *in_turn])
-    return [name for name in every if name != asked]
+    return [name for name in every if name not in (None, asked)]
 
 
 def _by_likeness(asked: str | None, names: list[str]) -> list[str]:

@@ -15,7 +15,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from .accept import accept_images, accept_labels, accept_model, answers_to
+from .accept import accept_images, accept_labels
+from .asked import accept_model, answers_to
 from .attacks import pgd
 from .balls import L0, L1, L2, Linf
 from .core import NoAnswer, frozen, scores

@@ -120,7 +120,8 @@ def _found(entry: os.DirEntry, path: str, about: os.stat_result) -> Found:
     looks = None
     if not known(ending(entry.name)):
         try:
-            with open(entry.path, "rb") as file: looks = begins_like_photo(file.read(32))
+            with open(entry.path, "rb") as file: head = file.read(32)
+            looks = begins_like_photo(head)
         except OSError: looks = False
     return Found(path + entry.name, "", about.st_size, about.st_mtime_ns, looks)
 

@@ -111,7 +111,8 @@ def _uneven(placed: dict, names: list[str]) -> list[str]:
 
 # %% ../nbs/03c_layouts.ipynb #c41f8dc2
 def _listed(words: list[str], most: int = 5) -> str:
-    return ", ".join(map(plain, words[:most])) + ", …" * (len(words) > most)
+    more = ", …" if len(words) > most else ""
+    return ", ".join(map(plain, words[:most])) + more
 
 
 def _were(words: list) -> str: return "was" if len(words) == 1 else "were"

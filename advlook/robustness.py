@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .accept import accept_images, accept_model, answers_to
+from .accept import accept_images
+from .asked import accept_model, answers_to
 from .core import device_of, dtype_of, frozen, predict, scores, to_float
 from .functions import describe, in_batches, takes, with_gradients
 from .images import Images, check_classes

@@ -20,7 +20,8 @@ from .folders import Tree, ending
 if TYPE_CHECKING: from datasets import Dataset, Features, IterableDataset
 
 # %% ../nbs/03d_tables.ipynb #9a0eddd0
-_MEANT = dict(test=["test", "validation", "valid", "val"], train=["train", "training"])
+_MEANT = dict(train=["train", "training"])
+_MEANT["test"] = ["test", "validation", "valid", "val"]
 
 
 def choose_split(
@@ -29,7 +30,8 @@ def choose_split(
     entry: dict,  # of the catalogue, which may name them: {"splits": {"test": "validation"}}
 ) -> str:
     "The split meant by `split`; ValueError if there is none"
-    for wish in [entry.get("splits", {}).get(split), *_MEANT.get(split, [split])]:
+    named = entry.get("splits", {}).get(split)
+    for wish in [named, *_MEANT.get(split, [split])]:
         if wish in names: return wish
     if len(names) == 1: return names[0]   # a folder of photos has one split, whatever it is called
     raise ValueError(f"there is no split {split!r}; there are {', '.join(names)}")
@@ -37,21 +39,26 @@ def choose_split(
 
 def another_split(chosen: str, split: str, entry: dict) -> list[str]:
     "A half sentence if images of another split than was asked for are used"
-    if not chosen or chosen in (split, entry.get("splits", {}).get(split)): return []
+    named = entry.get("splits", {}).get(split)
+    if not chosen or chosen in (split, named): return []
     return [f"these are its {chosen} images, as it has no {split} images"]
 
 # %% ../nbs/03d_tables.ipynb #271b6ac9
 _NAMES = "train|training|validation|valid|val|dev|test|testing|eval|evaluation"
 _WORD = re.compile(rf"(?:^|[-._ 0-9])({_NAMES})(?=[-._ 0-9]|$)", re.I)
-_AS = dict(training="train", testing="test", eval="test", evaluation="test", dev="validation")
+_AS = dict(training="train", dev="validation")
+_AS |= dict.fromkeys(["testing", "eval", "evaluation"], "test")
 
 
 def _split_of(path: str) -> str | None:
     "The split that a file's name or one of its folders tells"
     *folders, name = path.rpartition(".")[0].split("/")
-    if (shard := re.match(r"(\w+)-\d{5}-of-\d{5}", name)) and shard[1] != "data": return shard[1]
+    shard = re.match(r"(\w+)-\d{5}-of-\d{5}", name)
+    if shard and shard[1] != "data": return shard[1]
     for part in [name, *reversed(folders)]:
-        if found := _WORD.search(part): return _AS.get(found[1].lower(), found[1].lower())
+        if not (found := _WORD.search(part)): continue
+        word = found[1].lower()
+        return _AS.get(word, word)
 
 # %% ../nbs/03d_tables.ipynb #2fa5289e
 def find_tables(
@@ -59,22 +66,31 @@ def find_tables(
     entry: dict,  # of the catalogue
 ) -> tuple[dict[str, list[str]], list[str]]:  # files by split, and what is unusual
     "Parquet or Arrow files of a folder that hold images; none if its photos lie there as files. ValueError: cut off"
-    files = [path for path in tree.others if _is_table(path)] if tree.place.is_dir() else []
-    files = [path for path in files if ending(path) == ending(files[0])]
-    if (config := entry.get("config")) and any(path.startswith(f"{config}/") for path in files):
-        files = [path for path in files if path.startswith(f"{config}/")]
-    if not files or tree.photos and not _holds_images(tree.place / files[0]): return {}, []
+    files = _table_files(tree, entry.get("config"))
+    if not files: return {}, []
+    if tree.photos and not _holds_images(tree.place / files[0]): return {}, []
     for path in files: _check(tree.place / path)
-    splits = [_split_of(path) for path in files]
-    by_split = {split: [str(tree.place / path) for path, its in zip(files, splits) if its == split] for split in splits}
+    every = [str(tree.place / path) for path in files]
+    by_split: dict[str | None, list[str]] = {}
+    for path, file in zip(files, every): by_split.setdefault(_split_of(path), []).append(file)
     if None not in by_split: return by_split, []
-    mixed = ["not all of its files are named by a split, so they were read as one set"] * (len(by_split) > 1)
-    return {"": [str(tree.place / path) for path in files]}, mixed
+    mixed = "not all of its files are named by a split, so they were read as one set"
+    return {"": every}, [mixed] if len(by_split) > 1 else []
+
+
+def _table_files(tree: Tree, config: str | None) -> list[str]:
+    "Of one kind, and of one configuration, if there are folders for several"
+    if not tree.place.is_dir(): return []
+    files = [path for path in tree.others if _is_table(path)]
+    files = [path for path in files if ending(path) == ending(files[0])]
+    its = [path for path in files if config and path.startswith(f"{config}/")]
+    return its or files
 
 
 def _is_table(path: str) -> bool:
     name = posixpath.basename(path)
-    return ending(name) in ("parquet", "arrow") and name != "metadata.parquet" and not name.startswith("cache-")
+    if name == "metadata.parquet" or name.startswith("cache-"): return False
+    return ending(name) in ("parquet", "arrow")
 
 # %% ../nbs/03d_tables.ipynb #379df6a6
 def _holds_images(file: Path) -> bool:
@@ -106,10 +122,15 @@ _ALIKE = ("class", "category", "target", "y", "cls", "species", "breed",
 def image_column(features: "Features", entry: dict) -> str:
     "The column of images; ValueError if none can be meant"
     import datasets
-    known = next((c for c in (entry.get("image"), "image", "img") if c in features), None)
-    holds = lambda kind: isinstance(kind, datasets.Image) or isinstance(kind, dict) and "bytes" in kind
-    images = [c for c, kind in features.items() if holds(kind)]
-    if known or len(images) == 1: return known or images[0]
+    for known in entry.get("image"), "image", "img":
+        if known in features: return known
+
+    def holds_images(kind):
+        if isinstance(kind, dict): return "bytes" in kind
+        return isinstance(kind, datasets.Image)
+
+    images = [c for c, kind in features.items() if holds_images(kind)]
+    if len(images) == 1: return images[0]
     raise ValueError(f"it has the columns {', '.join(features)}, and none is called image or img")
 
 # %% ../nbs/03d_tables.ipynb #beebe241
@@ -178,7 +199,8 @@ def open_local(
     chosen = choose_split(list(files), split, entry)
     kind = ending(files[chosen][0])
     paths = [glob.escape(file) for file in files[chosen]]   # as `datasets` takes them for patterns
-    try: rows = _load(kind, data_files={"train": paths}, split="train", streaming=stream)
+    all_files = dict(data_files={"train": paths}, split="train")
+    try: rows = _load(kind, **all_files, streaming=stream)
     except ValueError:
         for file in files[chosen]: _check(Path(file), whole=True)
         what = "can't be read as a data set: do its files have the same columns?"
@@ -196,7 +218,8 @@ def open_hub(
     "The rows of a data set of the hub. ValueError: no such split, no images; FileNotFoundError: absent or gated"
     import datasets
     with quiet_datasets(): names = datasets.get_dataset_split_names(source, config, revision=revision)
-    rows = _load(source, config, revision=revision, split=choose_split(names, split, entry), streaming=stream)
+    chosen = choose_split(names, split, entry)
+    rows = _load(source, config, revision=revision, split=chosen, streaming=stream)
     return _with_columns(rows, entry, [], lambda column: [])
 
 # %% ../nbs/03d_tables.ipynb #19941d35
@@ -206,7 +229,9 @@ def column_values(files: list[str], column: str) -> list:
     import pyarrow.parquet as parquet
     values = []
     for file in files:
-        with fsspec.open(file, "rb") as opened: values += parquet.ParquetFile(opened).read([column])[column].to_pylist()
+        with fsspec.open(file, "rb") as opened:
+            table = parquet.ParquetFile(opened).read([column])
+            values += table[column].to_pylist()
     return values
 
 
@@ -215,7 +240,8 @@ def _with_columns(rows: "Dataset | IterableDataset", entry: dict, said: list[str
     features = rows.features or dict.fromkeys(rows.column_names)
     image = image_column(features, entry)
     label, more = label_column(features, image, entry, values)
-    return Table(rows.cast_column(image, datasets.Image(decode=False)), image, label, said + more)
+    rows = rows.cast_column(image, datasets.Image(decode=False))
+    return Table(rows, image, label, said + more)
 
 
 def _load(*source, **options) -> "Dataset | IterableDataset":
@@ -227,7 +253,8 @@ def _load(*source, **options) -> "Dataset | IterableDataset":
         except OSError as error:
             if isinstance(error, ConnectionError): raise
             import atexit, tempfile
-            place = tempfile.TemporaryDirectory(prefix="advlook-"); atexit.register(place.cleanup)
+            place = tempfile.TemporaryDirectory(prefix="advlook-")
+            atexit.register(place.cleanup)
             return datasets.load_dataset(*source, **options, cache_dir=place.name)
         except Exception as error:
             why = str(error.__cause__ or error).splitlines()[0] if str(error) else type(error).__name__

@@ -1,10 +1,15 @@
-"README.md from the stored outputs of index.ipynb; with `--check` it fails if README.md is out of date"
+"""The book's table in index.ipynb, then README.md from the stored outputs of index.ipynb
+
+With `--check` nothing is written, and it fails if either is out of date.
+"""
 import re, sys
 from pathlib import Path
 
 import nbformat
 from bs4 import BeautifulSoup
 from nbconvert import MarkdownExporter
+
+from book import bound
 
 ROOT, PICTURES = Path(__file__).parents[2], "nbs/images/readme"
 DIRECTIVE = re.compile(r"^\s*#\s*\|\s*(.+?)\s*$\n?", re.M)
@@ -65,8 +70,9 @@ def tidied(text):
 
 
 def readme():
-    "{path: bytes} of README.md and its pictures"
-    nb = nbformat.read(ROOT/"index.ipynb", 4)
+    "{path: bytes} of index.ipynb, README.md and its pictures"
+    index = bound()
+    nb = nbformat.reads(index, 4)
     nb.cells = [cell for cell in map(shown, nb.cells) if cell]
     nb.metadata["language_info"] = {"name": "python"}  # nbdev_clean drops it
     where = {"output_files_dir": PICTURES, "unique_key": "fig"}
@@ -74,11 +80,11 @@ def readme():
     text = tidied(described(text, nb.cells))
     head = "<!-- Made from index.ipynb: edit that, then run `python nbs/_sphinx/readme.py` -->\n\n"
     pictures = {ROOT/name: data for name, data in made["outputs"].items()}
-    return {ROOT/"README.md": (head + text + "\n").encode()} | pictures
+    return {ROOT/"index.ipynb": index.encode(), ROOT/"README.md": (head + text + "\n").encode()} | pictures
 
 
 wanted = readme()
-unwanted = set((ROOT/PICTURES).glob("*")) - set(wanted)
+unwanted = set((ROOT/PICTURES).glob("*")) - wanted.keys()
 if "--check" in sys.argv:
     fresh = lambda path: path.exists() and path.read_bytes() == wanted[path]
     stale = [str(path.relative_to(ROOT)) for path in wanted if not fresh(path)]

@@ -57,14 +57,6 @@ def test_readme_is_current():
     assert "pip install -e '.[dev]' && pytest" in read("README.md")
 
 
-def test_the_book_is_whole():
-    "index.ipynb links to every page, and to none that is gone"
-    pages = {str(path) for path in notebooks() if path.parts[0] == "nbs"}
-    linked = set(re.findall(r"\]\((nbs/[\w/]+\.ipynb)\)", read("index.ipynb")))
-    assert not pages - linked, f"without a line in the book of index.ipynb: {sorted(pages - linked)}"
-    assert not linked - pages, f"linked from index.ipynb, but gone: {sorted(linked - pages)}"
-
-
 def test_notebooks_are_clean():
     unclean = []
     for path in notebooks():

@@ -26,7 +26,8 @@ from advlook.train import fit
 from common import RESULTS, Rows
 
 EPS, BATCH = 4/255, 256
-ROOMS = "core noise functions radii balls losses passes attacks batches runs resume parallel train adversarial around objectives"
+ROOMS = ("core noise functions radii balls losses passes attacks "
+         "batches runs resume parallel train adversarial around objectives")
 USED = ROOMS.split()
 COLUMNS = ["part", "contender", "objective", "precision", "block", "n", "seconds", "cpu"]
 
