@@ -222,6 +222,8 @@ def test_damaged_and_ended(tmp_path):
     again, history = run(tmp_path)
     assert same(whole, again) and history.extra.iloc[-1] == 0.5
     refused("is of another architecture", run, tmp_path, arch="resnet20")
+    for path in tmp_path.iterdir(): path.write_bytes(b"damaged")
+    refused("is whole", run, tmp_path)
 
 
 class Slow:
