@@ -82,10 +82,11 @@ def look(
     functions = dict(attack=attack and find_attack(attack, ball),
                      attributions=named_functions("--attribution", attribution, 3),
                      transforms=named_functions("--transform", transform, 1))
-    with whole_folder(out, check=True): pass   # an output folder that can't be written is better known now than in a minute
+    with whole_folder(out, check=True): pass   # better known now than in a minute
     device = choose_device(device)
     prepared = dict(size=size, crop_pct=crop, mean=numbers(mean), std=numbers(std))
-    if models or data: nets, photos, notes = *asked_for(models, data, n, seed, **prepared), []
+    notes = []
+    if models or data: nets, photos = asked_for(models, data, n, seed, **prepared)
     else: nets, photos, notes = default_look(n, seed)
     nets = {name: net.to(device) for name, net in nets.items()}
     command = public_command(sys.argv[1:])
@@ -129,7 +130,7 @@ def _of_the_system(error: OSError) -> str:
 
 
 def _keep_memory() -> None:
-    "Tensors come and go by the hundred a second; glibc hands the pages of large ones back each time, a quarter of a report's time"
+    "Tensors come and go by the hundred a second; glibc hands back the pages of large ones: a quarter of a report's time"
     import ctypes
     try: libc = ctypes.CDLL(None)
     except (OSError, TypeError): return   # Windows

@@ -77,7 +77,8 @@ def evaluate(
     remember(Path(model), told, key, result)
 
 # %% ../nbs/62e_evaluate_command.ipynb #7bc11a6b
-_USUAL = dict(pgd=dict(steps=20, restarts=1), apgd=dict(restarts=1), autoattack=dict(version="standard"))   # where it is not the attack's own
+_USUAL = dict(   # where it is not the attack's own
+    pgd=dict(steps=20, restarts=1), apgd=dict(restarts=1), autoattack=dict(version="standard"))
 
 
 def _attack_for(attack: str, ball, **options):

@@ -55,7 +55,8 @@ def _draw_ruler(axis, image: Tensor, wavelength: float, color: str) -> None:
     height, width = image.shape[1:]
     ticks = np.arange(0, width + 1e-6, wavelength)
     axis.imshow(to_picture(image), extent=(0, width, height, 0), interpolation="nearest")
-    axis.set(xticks=[], yticks=[], xlim=(0, width), ylim=(height * 1.16, 0))
+    axis.set(xticks=[], yticks=[])
+    axis.set(xlim=(0, width), ylim=(height * 1.16, 0))
     axis.spines[:].set_visible(False)
     axis.hlines(height * 1.05, 0, ticks[-1], color=color, linewidth=1.5)
     axis.vlines(ticks, height * 1.05, height * 1.13, color=color, linewidth=1)
@@ -104,8 +105,8 @@ _MAPS = ("The {attribution} of each model on {photos}, signed and in color: mid-
          "brighter raises the score and darker lowers it. {scale}")
 _ROW_SCALE = ("Each row has one scale for all its photos; "
               "the number under a model's name is the value that reaches full color.")
-_PHOTO_SCALE = ("Where a model is sure of its answer its loss hardly changes, so each photo has a scale of its own here: "
-                "compare patterns, not strengths.")
+_PHOTO_SCALE = ("Where a model is sure of its answer its loss hardly changes, "
+                "so each photo has a scale of its own here: compare patterns, not strengths.")
 
 
 def draw_maps(
@@ -120,13 +121,17 @@ def draw_maps(
     for number, (attribution, function) in enumerate(attributions.items(), 1):
         maps = {name: in_batches(function, model, images.x, y) for name, model in models.items()}
         by_photo = attribution == "Loss Grad"
-        if by_photo: maps = {name: torch.stack([m / map_scale(m) for m in own]) for name, own in maps.items()}
+        if by_photo: maps = {name: _each_to_one(own) for name, own in maps.items()}
         said = " ".join(say_scales(tables, attribution, trained(models)))
         scale = _PHOTO_SCALE if by_photo else _ROW_SCALE
         caption = _MAPS.format(attribution=attribution, photos=photos, scale=scale)
-        figure = show_maps(maps, images.x, short_titles(images), width=0.9 if len(images) > 8 else 1.4)
+        width = 0.9 if len(images) > 8 else 1.4
+        figure = show_maps(maps, images.x, short_titles(images), width=width)
         yield Drawing(f"maps-{_file_name(attribution, number)}", f"What they look at: {attribution}",
                       said, caption, figure, photos=True)
+
+
+def _each_to_one(maps: Tensor) -> Tensor: return torch.stack([m / map_scale(m) for m in maps])
 
 
 def _file_name(attribution: str, number: int) -> str:
@@ -138,8 +143,10 @@ def _file_name(attribution: str, number: int) -> str:
 def short_titles(images: Images) -> list[str]:
     "Class names that fit above small pictures"
     length = 13 if len(images) > 8 else 20
-    names = [f"class {label}" if label.isdigit() else label.partition(",")[0] for label in images.labels()]
-    return [name if len(name) <= length else name[:length - 1] + "…" for name in names]
+    def title(label):
+        name = f"class {label}" if label.isdigit() else label.partition(",")[0]
+        return name if len(name) <= length else name[:length - 1] + "…"
+    return [title(label) for label in images.labels()]
 
 # %% ../nbs/61d_figures.ipynb #f87ba258
 _SCALES = (

@@ -135,7 +135,8 @@ def measure_robustness(
     "Accuracy, robust accuracy, defense rate, and defense rate on the images that all trained models get right"
     import pandas as pd
     answers, names = known_answers(models, images, batch_size, answers), trained(models)
-    right = {name: answer == (answer if images.y is None else images.y) for name, answer in answers.items()}
+    def expected(answer): return answer if images.y is None else images.y
+    right = {name: answer == expected(answer) for name, answer in answers.items()}
     shared = torch.stack([right[name] for name in names]).all(0)
     rows = []
     for name, model in models.items():
@@ -154,10 +155,16 @@ def _shares(
     shared: Tensor | None,  # bool [N]: the images that all trained models get right
 ) -> list[dict]:
     every = torch.ones_like(right)
-    parts = {"accuracy": (right, every), "robust accuracy": (survived, every), "defense rate": (survived, right)}
+    parts = {
+        "accuracy": (right, every),
+        "robust accuracy": (survived, every),
+        "defense rate": (survived, right)}
     if shared is not None: parts["defense rate, shared"] = (survived, shared)
-    return [dict(model=name, metric=metric, value=mask[among].float().mean().item(), n=int(among.sum()))
-            for metric, (mask, among) in parts.items()]
+    rows = []
+    for metric, (mask, among) in parts.items():
+        share = mask[among].float().mean().item()
+        rows.append(dict(model=name, metric=metric, value=share, n=int(among.sum())))
+    return rows
 
 # %% ../nbs/61_findings.ipynb #61a00003
 def our_transforms(
@@ -166,7 +173,8 @@ def our_transforms(
     theirs: dict | None,  # name -> transform, or name -> strength -> transform
 ) -> dict[str, dict[float, Callable]]:
     "The paper's blur, median and reversal, and what somebody adds"
-    mean = getattr(next(iter(models.values())), "preparation", {}).get("mean", IMAGENET["mean"])
+    first = next(iter(models.values()))
+    mean = getattr(first, "preparation", {}).get("mean", IMAGENET["mean"])
     if len(mean) not in (1, images.x.shape[1]): mean = mean[0]
     ours = paper_transforms(blur=np.arange(0, 5.1, 0.5).tolist(), mean=mean)
     return join_ours(ours, theirs, partial(accept_transforms, untouched=untouched))
@@ -176,7 +184,8 @@ def _ratios(table: "pd.DataFrame", names: list[str], seed: int) -> "pd.DataFrame
     "Every trained model against the first"
     import pandas as pd
     others = names[1:] or names
-    return pd.concat([compare(table, names[0], name, seed=seed) for name in others], ignore_index=True)
+    parts = [compare(table, names[0], name, seed=seed) for name in others]
+    return pd.concat(parts, ignore_index=True)
 
 
 def _attack_flags(models, images, attack, ball, batch_size, seed, answers) -> "pd.DataFrame":
@@ -205,7 +214,7 @@ def measure(
     seed: int = 0,
     transforms: dict | None = None,  # name -> transform, or name -> strength -> transform: beside the paper's
     answers: dict[str, Tensor] | None = None,  # to the untouched images, where they are known
-) -> tuple[dict[str, "pd.DataFrame"], Images, dict[str, Callable], list[str]]:  # tables; images, attributions used; notes
+) -> tuple[dict[str, "pd.DataFrame"], Images, dict[str, Callable], list[str]]:  # tables; images, attributions; notes
     "Everything, with a progress bar over the stages. ValueError for functions that are none"
     attributions = ATTRIBUTIONS if attributions is None else accept_functions(attributions)
     attack = attack or partial(pgd, ball=ball, steps=10)

@@ -49,7 +49,9 @@ class Report:
         images = [self.images] if self.images else []
         flags = [f"Check this: {flag}" for flag in self.flags]
         table = text_table(self.table, shutil.get_terminal_size().columns)
-        return "\n".join([*images, *flags, *self.notes, "", table, "", *self.sentences, "", _place(self.path)])
+        above = [*images, *flags, *self.notes]
+        below = [*self.sentences, "", _place(self.path)]
+        return "\n".join([*above, "", table, "", *below])
 
     def _repr_html_(self) -> str:
         "The same, for a notebook"
@@ -62,9 +64,10 @@ class Report:
 
 
 def _place(path: Path) -> str:
-    "From the current folder, where it lies in there; else its end, as a shared notebook should not tell whose machine it was"
-    here = path.is_relative_to(Path.cwd())
-    return str(path.relative_to(Path.cwd()) if here else Path(path.parent.name, path.name))
+    "From the current folder, where it lies in there; else its end: a notebook that is shared tells nobody's folders"
+    here = Path.cwd()
+    if path.is_relative_to(here): return str(path.relative_to(here))
+    return str(Path(path.parent.name, path.name))
 
 # %% ../nbs/61f_page.ipynb #3eb832a2
 def how_made(
@@ -87,7 +90,9 @@ def how_made(
     if isinstance(transforms, dict):
         for name, own in transforms.items():
             made[f"transform {name}"] = "one's own" if isinstance(own, dict) else describe(own)
-    made |= {"seed": str(seed), "device": str(device_of(next(iter(models.values())))), "threads": str(torch.get_num_threads())}
+    made["seed"] = str(seed)
+    made["device"] = str(device_of(next(iter(models.values()))))
+    made["threads"] = str(torch.get_num_threads())
     made["versions"] = ", ".join(f"{name} {number}" for name, number in versions().items())
     return made
 

@@ -35,8 +35,8 @@ from .sentences import count, people_table, say_curves, say_scales
 
 # %% ../nbs/62_report.ipynb #c0ffee12
 def report(
-    models: dict[str, nn.Module],  # name -> images in [0,1] to logits, 1 to 6 of them; "Random" is a reference; sizes, channels and classes may differ
-    images: Images,  # labels may be missing; or what `accept_images` takes: (images, labels), arrays, a data set of PyTorch's
+    models: dict[str, nn.Module],  # 1 to 6, from images in [0,1] to logits; sizes, channels and classes may differ
+    images: Images,  # labels may be missing; or what `accept_images` takes: (images, labels), arrays, a torch data set
     out: str | Path = "advlook-report",  # folder
     ball=None,  # None: the attack's own, else Linf(4/255)
     attack: Callable | None = None,  # (model, x, y) -> x_adv; None: PGD-10 in the ball
@@ -46,11 +46,13 @@ def report(
     command: str | None = None,  # to be named in the report
     notes: list[str] | None = None,  # sentences for its head
     classes: str | Path | None = None,  # a file for `classes.read_classes`; None: by their names
-    show_images: bool = True,  # False: no photos, maps of them or names of files in the report, so that it can be shared
-    attributions: dict[str, Callable] | None = None,  # name -> (model, x, y) -> map: beside ours; None in the place of one of ours leaves it out
-    transforms: dict | None = None,  # name -> transform (a point), or name -> strength -> transform (a curve): beside the paper's
+    show_images: bool = True,  # False: no photos, maps of them or names of files, so that it can be shared
+    attributions: dict[str, Callable] | None = None,  # name -> (model, x, y) -> map; None drops one of ours
+    transforms: dict | None = None,  # name -> transform (a point), or name -> strength -> transform (a curve)
 ) -> Report:
     """Measure models on images and write a page about it.
+
+    A model called "Random" is a reference. Attributions and transforms of one's own stand beside ours.
 
     TypeError or ValueError: models, images, labels or functions that can't be meant as such, no or too many models,
     NaN in a model's answers, a folder that can't be written.
@@ -82,7 +84,9 @@ _NO_LABELS = ("These images have no labels: each model's own prediction on the u
               "and agreement with it is measured instead of accuracy.")
 
 
-def _page_in(out: str | Path) -> Path: return Path(os.path.abspath(Path(out).expanduser())) / "index.html"
+def _page_in(out: str | Path) -> Path:
+    folder = os.path.abspath(Path(out).expanduser())
+    return Path(folder) / "index.html"
 
 
 def _lead(tables: dict, attribution: str, names: list[str]) -> list[str]:
@@ -120,9 +124,11 @@ def _fit_together(
         f"a report compares up to 6 models, but there are {len(models)}; make several reports")
     channels, *side = images.x.shape[1:]
     fitted = {name: for_photos(model, channels, tuple(side)) for name, model in models.items()}
-    notes += said + [_fitted_note(name, model, images) for name, model in models.items() if fitted[name] is not model]
+    changed = [name for name in models if fitted[name] is not models[name]]
+    notes += said + [_fitted_note(name, models[name], images) for name in changed]
     for name, model in fitted.items(): _try_on(name, model, images)
-    if names_of_files: notes += [note for model in models.values() for note in getattr(model, "notes", [])]
+    if names_of_files:
+        for model in models.values(): notes += getattr(model, "notes", [])
     fitted, images, done = _align(fitted, images, classes)
     answers = {name: _answers_of(name, model, images, batch_size) for name, model in fitted.items()}
     if images.y is None:   # what is named are predictions

@@ -156,6 +156,7 @@ def say_kernels(table: "pd.DataFrame", names: list[str]) -> str:
     mean = table[table.metric == "mean magnitude"].set_index("model").value
     first, *others = names
     if not others: return f"The weights of {first}'s first layer have a mean magnitude of {mean[first]:.3g}."
-    said = [f"The weights of {name}'s first layer are {mean[name] / mean[first]:.2f} times as strong as those of {first}."
-            for name in others]
-    return " ".join(said)
+    ratio = {name: mean[name] / mean[first] for name in others}
+    return " ".join(
+        f"The weights of {name}'s first layer are {ratio[name]:.2f} times as strong as those of {first}."
+        for name in others)

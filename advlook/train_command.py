@@ -71,7 +71,8 @@ def train(
     threads: Annotated[Optional[int], Option(min=1, help="Processor threads; default: torch's choice")] = None,
     device: Annotated[Optional[str], Option(help="cpu or cuda; default: a GPU if there is one")] = None,
 ) -> None:
-    "Train a model and write its weights, its initial weights, a log and a manifest. On many GPUs: accelerate launch -m advlook.cli train ..., on many processors: torchrun -m advlook.cli train ..."
+    """Train a model and write its weights, its initial weights, a log and a manifest. On many GPUs:
+    accelerate launch -m advlook.cli train ..., on many processors: torchrun -m advlook.cli train ..."""
     options = dict(locals())   # before anything else has a name
     import torch
     from accelerate import PartialState
@@ -94,7 +95,7 @@ def train(
         learning_rate=learning_rate, momentum=momentum, weight_decay=weight_decay, schedule=schedule,
         augment=augment, seed=seed, out=out, precision=precision, device=device, accumulate=accumulate,
         ema=ema, save_every=save_every, watch=watched, log=_listeners(out, tensorboard))
-    PartialState().destroy_process_group()   # of several processes; else one that ends may be aborted by its own threads
+    PartialState().destroy_process_group()   # else one of several processes may be aborted by its own threads
     if not is_first_process(): return
     options |= dict(eps=usual_eps(norm, eps), probe=len(split.probe or ()))
     _keep(model, split, history, options)
@@ -135,7 +136,8 @@ def _new_model(arch: str, data: str, split: "Split", seed: int, out: Path) -> "n
     from advlook.models import create_model
     from advlook.saved import save_model
     entry, names = CATALOG.get(data, {}), split.train.names
-    side = (split.test or split.train).x.shape[-1] if isinstance(split.train, Images) else split.train.size
+    some = split.test or split.train
+    side = some.x.shape[-1] if isinstance(split.train, Images) else split.train.size
     model = create_model(arch, len(names), seed, side, entry.get("mean"), entry.get("std"))
     begins = not (out / "checkpoint.pt").exists()
     if begins and is_first_process(): save_model(model, out / INITIAL, names)

@@ -3,7 +3,7 @@ import json, sys
 
 import pytest
 
-from test_cli import photos  # a fixture
+from test_cli import manifest, photos  # noqa: F401 (a fixture)
 
 MINE = """
 import torch
@@ -52,31 +52,42 @@ def test_ones_own_functions(command, photos, tmp_path):
     words = ["look", "--models", "A=bundled:scales/std-0", "--data", photos, "--n", 6, "--norm", "l2", "--eps", "0.5"]
     code, out, err = command(*words, *own, "--attack", "mine:strong", "--out", "r")
     assert code == 0, err
-    assert "look scale in pixels, Brightness" in out and "mirror" in out and "dim at 0.5" in out and "r/index.html" in out
-    assert "l_2, eps 0.5" in " ".join(out.split()) and "Check this: These are only 6 images" in out
+    for said in "look scale in pixels, Brightness", "mirror", "dim at 0.5", "r/index.html": assert said in out
+    assert "l_2, eps 0.5" in " ".join(out.split())
+    assert "Check this: These are only 6 images" in out
     assert all(len(line) <= 80 for line in out.splitlines() if "  " in line)   # the table's
     told = json.loads((tmp_path/"r"/"report.json").read_text())
-    assert {r["attribution"] for r in told["tables"]["scales"]} >= {"Brightness", "Loss Grad", "Guided Backprop"}
-    assert {(r["transform"], r["strength"]) for r in told["tables"]["curves"]} >= {("mirror", 0), ("mirror", 1), ("dim", 0.5), ("blur", 5)}
-    assert told["how_made"]["attack"] == "strong(ball=L2(eps=0.5))" and told["how_made"]["attribution Brightness"] == "brightness"
-    heads = {name: (tmp_path/"r"/f"{name}.csv").read_text().partition("\n")[0] for name in ("scales", "curves", "robustness")}
-    assert "wavelength_pixels" in heads["scales"] and "strength_unit" in heads["curves"] and "share_of_images" in heads["robustness"]
+    tables, made = told["tables"], told["how_made"]
+    attributions = {row["attribution"] for row in tables["scales"]}
+    assert attributions >= {"Brightness", "Loss Grad", "Guided Backprop"}
+    points = {(row["transform"], row["strength"]) for row in tables["curves"]}
+    assert points >= {("mirror", 0), ("mirror", 1), ("dim", 0.5), ("blur", 5)}
+    assert made["attack"] == "strong(ball=L2(eps=0.5))"
+    assert made["attribution Brightness"] == "brightness"
+    for name, column in {"scales": "wavelength_pixels", "curves": "strength_unit", "robustness": "share_of_images"}.items():
+        head, *_ = (tmp_path/"r"/f"{name}.csv").read_text().splitlines()
+        assert column in head
 
 
 def test_trained_and_evaluated_in_l2(command, photos, tmp_path, monkeypatch):
     "Training in l_2; then the evaluation finds the folder of photos again, from elsewhere too, with attacks of any kind"
     small = ["--arch", "resnet8", "--epochs", 1, "--batch-size", 16, "--learning-rate", 0.02, "--probe", 0]
-    code, out, err = command("train", "photos", *small, "--objective", "fgsm", "--norm", "l2", "--eps", "0.5", "--out", "run")
+    ball = ["--norm", "l2", "--eps", "0.5"]
+    code, out, err = command("train", "photos", *small, "--objective", "fgsm", *ball, "--out", "run")
     assert code == 0, err
-    told = json.loads((tmp_path/"run"/"manifest.json").read_text())
-    assert told["attack"] == "PGD-10, l_2, eps 0.5" and "--norm l2" in told["command"] and str(tmp_path) not in json.dumps(told)
-    (tmp_path/"elsewhere").mkdir(); monkeypatch.chdir(tmp_path/"elsewhere")
-    (tmp_path/"elsewhere"/"mine.py").write_text(MINE)
+    told = manifest(tmp_path/"run")
+    assert told["attack"] == "PGD-10, l_2, eps 0.5" and "--norm l2" in told["command"]
+    assert str(tmp_path) not in json.dumps(told)
+    elsewhere = tmp_path/"elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    (elsewhere/"mine.py").write_text(MINE)
     for attack in "deepfool", "mine:strong":
-        code, out, err = command("evaluate", "../run", "--norm", "l2", "--eps", "0.5", "--attack", attack)
+        code, out, err = command("evaluate", "../run", *ball, "--attack", attack)
         assert code == 0 and "20 images of photos" in out, err
-    kept = json.loads((tmp_path/"run"/"manifest.json").read_text())["evaluated"]
-    assert set(kept) == {"deepfool l2 0.5", "mine:strong l2 0.5"} and kept["mine:strong l2 0.5"]["attack"] == "strong(ball=L2(eps=0.5))"
+    kept = manifest(tmp_path/"run")["evaluated"]
+    assert set(kept) == {"deepfool l2 0.5", "mine:strong l2 0.5"}
+    assert kept["mine:strong l2 0.5"]["attack"] == "strong(ball=L2(eps=0.5))"
     (tmp_path/"photos").rename(tmp_path/"moved")
     code, out, err = command("evaluate", "../run")
     assert code == 2 and err == "advlook: 'run' was trained on 'photos', which is not here; say where it is with --data\n"
@@ -93,9 +104,13 @@ WRONG = {
     "other arguments": (["look", "--attribution", "A=mine:mirrored"], ["--attribution A=mine:mirrored", "(model, x, y)"]),
     "the root": (["look", "--out", "/"], ["'/'"]),
     "here": (["look", "--out", "."], ["in which you are"]),
-    "white noise": (["look", "--models", "white noise=bundled:cifar10/std-0", "--n", "4"], ["'white noise'", "choose another name"]),
+    "white noise": (
+        ["look", "--models", "white noise=bundled:cifar10/std-0", "--n", "4"],
+        ["'white noise'", "choose another name"]),
     "train's norm": (["train", "photos", "--norm", "l0", "--eps", "3", "--out", "run"], ["linf, l2 or l1"]),
-    "noise has no ball": (["train", "photos", "--objective", "noise", "--norm", "l2", "--eps", "0.1", "--out", "run"], ["leave --norm out"]),
+    "noise has no ball": (
+        ["train", "photos", "--objective", "noise", "--norm", "l2", "--eps", "0.1", "--out", "run"],
+        ["leave --norm out"]),
 }
 
 
@@ -105,5 +120,7 @@ def test_wrong_choices(case, command, photos, tmp_path):
     before = sorted(tmp_path.iterdir())
     code, out, err = command(*words)
     print(err)
-    assert code == 2 and out == "" and err.startswith("advlook: ") and err.count("\n") == 1 and all(s in err for s in said), err
-    assert sorted(p for p in tmp_path.iterdir() if p.name not in ("cache", "__pycache__")) == [p for p in before if p.name != "cache"]
+    assert code == 2 and out == "" and err.startswith("advlook: ") and err.count("\n") == 1, err
+    assert all(s in err for s in said), err
+    after = sorted(p for p in tmp_path.iterdir() if p.name not in ("cache", "__pycache__"))
+    assert after == [p for p in before if p.name != "cache"]
