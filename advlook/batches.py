@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['draw_moves', 'crop_and_flip', 'batch_count', 'batches', 'ahead', 'labelled', 'class_names', 'renumbered',
-           'check_classes', 'check_model', 'looked_at']
+           'training_data', 'check_classes', 'check_model', 'looked_at']
 
 # %% ../nbs/20_batches.ipynb #b5f0c2a3
 from collections import deque
@@ -127,6 +127,17 @@ def renumbered(
     number = {name: k for k, name in enumerate(names)}
     place = torch.tensor([number.get(name, -1) for name in own])
     return replace(images, y=place[images.y], names=names)
+
+# %% ../nbs/20_batches.ipynb #b5f0c2b6
+def training_data(
+    train,  # what `labelled` takes, or whoever makes batches
+    test,  # what `labelled` takes, or None
+) -> tuple:
+    "The training images, or a stream as it is; the test images, with the classes in the same order"
+    if not hasattr(train, "batches"): train = labelled(train, "training images")
+    if test is not None: test = labelled(test, "test images", getattr(train, "names", None))
+    if not len(train): raise ValueError("there are no training images")
+    return train, test
 
 # %% ../nbs/20_batches.ipynb #b5f0c2a6
 def check_classes(y: Tensor, classes: int, what: str) -> None:

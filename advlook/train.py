@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
-from .batches import ahead, batch_count, batches, check_classes, check_model, labelled, looked_at
+from .batches import ahead, batch_count, batches, check_classes, check_model, looked_at, training_data
 from .core import count_classes, predict, to_float
 from .data import content_hash
 from .functions import describe, progress, takes
@@ -172,7 +172,7 @@ def fit(
     import pandas as pd
     recipe = Recipe(
         epochs, batch_size, learning_rate, momentum, weight_decay, schedule, augment, seed, accumulate, ema)
-    train, test = _data(train, test)
+    train, test = training_data(train, test)
     check_model(model)
     accelerator = make_accelerator(precision, device)
     first = accelerator.is_main_process
@@ -183,7 +183,7 @@ def fit(
     settings = _settings(objective, train, recipe) | dict(precision=accelerator.mixed_precision, steps=steps)
     checkpoint = Checkpoint(Path(out)/"checkpoint.pt" if out else None, settings, save_every, writes=first)
     feed = _feed(train, model, recipe, accelerator)
-    listeners = _listeners(log) if first else []
+    listeners = (log if isinstance(log, Sequence) else [log]) if first else []
     if watch and takes(watch, "objective"): watch = partial(watch, objective=objective)
 
     with threads_kept(), patient() as asked:
@@ -201,14 +201,6 @@ def fit(
     return pd.DataFrame(run.history)
 
 # %% ../nbs/20e_train.ipynb #3d58b7f4
-def _data(train, test) -> tuple:
-    "The training images, or a stream as it is; the test images, with the classes in the same order"
-    if not hasattr(train, "batches"): train = labelled(train, "training images")
-    if test is not None: test = labelled(test, "test images", getattr(train, "names", None))
-    if not len(train): raise ValueError("there are no training images")
-    return train, test
-
-
 def _steps(train, recipe: Recipe, accelerator: "Accelerator") -> int:
     "Batches of an epoch"
     size, processes = min(recipe.batch_size, len(train)), accelerator.num_processes
@@ -240,9 +232,5 @@ def _settings(objective: Callable, train, recipe: Recipe) -> dict:
     return dict(objective=describe(objective), data=data) | asdict(recipe)
 
 # %% ../nbs/20e_train.ipynb #54ee8588
-def _listeners(log: Callable | Sequence[Callable]) -> list[Callable]:
-    return list(log) if isinstance(log, Sequence) else [log]
-
-
-def _tell(listeners: list[Callable], run: Run) -> None:
+def _tell(listeners: Sequence[Callable], run: Run) -> None:
     for listener in listeners: listener(run.history)

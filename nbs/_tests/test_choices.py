@@ -48,7 +48,8 @@ def test_bare_and_version(command):
 
 def test_ones_own_functions(command, photos, tmp_path):
     "An attribution, a transform, a curve and an attack of one's own, in l_2; what is printed is narrow, and says all"
-    own = ["--attribution", "Brightness=mine:brightness", "--transform", "mirror=mine:mirrored", "--transform", "dim=mine:dimmed"]
+    own = ["--attribution", "Brightness=mine:brightness"]
+    own += ["--transform", "mirror=mine:mirrored", "--transform", "dim=mine:dimmed"]
     words = ["look", "--models", "A=bundled:scales/std-0", "--data", photos, "--n", 6, "--norm", "l2", "--eps", "0.5"]
     code, out, err = command(*words, *own, "--attack", "mine:strong", "--out", "r")
     assert code == 0, err
@@ -64,13 +65,14 @@ def test_ones_own_functions(command, photos, tmp_path):
     assert points >= {("mirror", 0), ("mirror", 1), ("dim", 0.5), ("blur", 5)}
     assert made["attack"] == "strong(ball=L2(eps=0.5))"
     assert made["attribution Brightness"] == "brightness"
-    for name, column in {"scales": "wavelength_pixels", "curves": "strength_unit", "robustness": "share_of_images"}.items():
+    columns = {"scales": "wavelength_pixels", "curves": "strength_unit", "robustness": "share_of_images"}
+    for name, column in columns.items():
         head, *_ = (tmp_path/"r"/f"{name}.csv").read_text().splitlines()
         assert column in head
 
 
 def test_trained_and_evaluated_in_l2(command, photos, tmp_path, monkeypatch):
-    "Training in l_2; then the evaluation finds the folder of photos again, from elsewhere too, with attacks of any kind"
+    "Training in l_2; then the evaluation finds the photos again, from elsewhere too, with attacks of any kind"
     small = ["--arch", "resnet8", "--epochs", 1, "--batch-size", 16, "--learning-rate", 0.02, "--probe", 0]
     ball = ["--norm", "l2", "--eps", "0.5"]
     code, out, err = command("train", "photos", *small, "--objective", "fgsm", *ball, "--out", "run")
@@ -90,18 +92,21 @@ def test_trained_and_evaluated_in_l2(command, photos, tmp_path, monkeypatch):
     assert kept["mine:strong l2 0.5"]["attack"] == "strong(ball=L2(eps=0.5))"
     (tmp_path/"photos").rename(tmp_path/"moved")
     code, out, err = command("evaluate", "../run")
-    assert code == 2 and err == "advlook: 'run' was trained on 'photos', which is not here; say where it is with --data\n"
+    assert code == 2
+    assert err == "advlook: 'run' was trained on 'photos', which is not here; say where it is with --data\n"
 
 
 WRONG = {
     "norm": (["look", "--norm", "l3"], ["linf, l2, l1, l0", "'l3'"]),
     "no radius": (["look", "--norm", "l2"], ["--norm l2 needs its radius", "--eps 0.5"]),
     "attack": (["look", "--attack", "pdg"], ["pgd, fgsm", "did you mean pgd"]),
-    "option of another attack": (["evaluate", "bundled:scales/std-0", "--attack", "square", "--steps", "3"], ["--steps is not for square"]),
+    "option of another attack": (
+        ["evaluate", "bundled:scales/std-0", "--attack", "square", "--steps", "3"], ["--steps is not for square"]),
     "no name": (["look", "--attribution", "mine:brightness"], ["NAME=MODULE:FUNCTION"]),
     "no such function": (["look", "--attribution", "A=mine:brigthness"], ["did you mean brightness"]),
     "no such module": (["look", "--transform", "A=yours:f"], ["no module 'yours'"]),
-    "other arguments": (["look", "--attribution", "A=mine:mirrored"], ["--attribution A=mine:mirrored", "(model, x, y)"]),
+    "other arguments": (
+        ["look", "--attribution", "A=mine:mirrored"], ["--attribution A=mine:mirrored", "(model, x, y)"]),
     "the root": (["look", "--out", "/"], ["'/'"]),
     "here": (["look", "--out", "."], ["in which you are"]),
     "white noise": (

@@ -1,4 +1,5 @@
-"Bad luck, for real: full and read-only disks, kill -9 at any moment, Ctrl-C, broken weights, a cache that can't be written"
+"""Bad luck, for real: full and read-only disks, kill -9 at any moment, Ctrl-C, broken weights, a cache that can't be
+written"""
 import os, random, signal, subprocess, time
 from pathlib import Path
 

@@ -21,7 +21,8 @@ from advlook.train import fit
 generator = torch.Generator().manual_seed(0)
 y = torch.randint(0, 2, (512,), generator=generator)
 x = torch.randint(0, 120, (512, 3, 16, 16), generator=generator, dtype=torch.uint8)
-x[torch.arange(512)[:, None], :, 8 * y[:, None] + torch.arange(8)] += 100
+bright = 8 * y[:, None] + torch.arange(8)
+x[torch.arange(512)[:, None], :, bright] += 100
 task = Images(x, y, ["upper", "lower"])   # which half is brighter?
 
 
@@ -39,7 +40,8 @@ def weights(images=task, test=task, model=None, **options):
     model = model or small()
     usual = dict(epochs=1, batch_size=128, learning_rate=0.05, device="cpu")
     history = fit(model, images, test, **usual | options)
-    return torch.cat([p.detach().flatten() for p in model.parameters()]), history.test_accuracy.iloc[0]
+    found = [p.detach().flatten() for p in model.parameters()]
+    return torch.cat(found), history.test_accuracy.iloc[0]
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +49,8 @@ def usual(): return weights()
 
 
 def same(a, b):
-    return all(torch.equal(weight, b.state_dict()[name]) for name, weight in a.state_dict().items())
+    a, b = a.state_dict(), b.state_dict()
+    return all(torch.equal(a[name], b[name]) for name in a)
 
 
 def dies(at):
@@ -64,7 +67,9 @@ def dies(at):
 
 class Feed:
     "Batches that somebody else makes"
-    def __init__(self, x, y, n=4): self.x, self.y, self.n = x, y, n
+    def __init__(self, x, y, n=4):
+        self.x, self.y, self.n = x, y, n
+
     def __len__(self): return 128 * self.n
 
     def batches(self, seed, batch_size, process, processes, start=0):
@@ -75,8 +80,11 @@ class Feed:
 
 column = y[:, None]
 MEANT = dict(
-    column=(x, column), numpy=(x.numpy(), y.int()), lists=(list(x), y.tolist()),
-    one_hot=(x.float(), F.one_hot(y)), channels_last=(x.permute(0, 2, 3, 1), column.short()))
+    column=(x, column),
+    numpy=(x.numpy(), y.int()),
+    lists=(list(x), y.tolist()),
+    one_hot=(x.float(), F.one_hot(y)),
+    channels_last=(x.permute(0, 2, 3, 1), column.short()))
 
 
 @pytest.mark.parametrize("name", MEANT)
@@ -89,7 +97,8 @@ def test_what_is_plainly_meant(name, usual):
 
 def test_classes_are_matched_by_name(usual):
     words = ["upper" if k == 0 else "lower" for k in y]
-    for other in Images(x, 1 - y, ["lower", "upper"]), (x, words):
+    turned = Images(x, 1 - y, ["lower", "upper"])
+    for other in turned, (x, words):
         assert weights(task, other)[1] == usual[1]
 
 
@@ -102,22 +111,29 @@ def test_where_no_gradients_are_wanted(mode, usual):
 
 def test_few_images():
     "Fewer than a batch are a batch; two are enough for a step"
-    assert torch.equal(weights(task[:20])[0], weights(task[:20], batch_size=20)[0])
+    few, _ = weights(task[:20])
+    batch, _ = weights(task[:20], batch_size=20)
+    assert torch.equal(few, batch)
     stays, _ = weights(task[:2], augment=False, learning_rate=0)
     moved, _ = weights(task[:2], augment=False)
     assert not torch.equal(stays, moved)
 
 
 def test_batches_that_somebody_else_makes():
-    assert torch.equal(weights(Feed(to_float(x), column))[0], weights(Feed(x, y))[0])
+    one, _ = weights(Feed(to_float(x), column))
+    two, _ = weights(Feed(x, y))
+    assert torch.equal(one, two)
 
 
 def label(value):
     "The labels, one of them changed"
-    return y.index_put((torch.tensor(400),), torch.tensor(value))
+    labels = y.clone()
+    labels[400] = value
+    return labels
 
 
-nan = to_float(x).index_put((torch.tensor(400),), torch.tensor(math.nan))
+nan = to_float(x)
+nan[400] = math.nan
 WRONG = [
     ((x, label(-100)), "-100"),
     ((x, label(2)), "2 classes"),
@@ -145,8 +161,11 @@ def test_no_images():
 
 
 @pytest.mark.parametrize("feed, said", [
-    ((x, label(-100)), "-100"), ((x, label(2)), "2 classes"), ((nan, y), "NaN"),
-    ((x[:0], y[:0]), "no batch"), ((x, y, 0), "no training")])
+    ((x, label(-100)), "-100"),
+    ((x, label(2)), "2 classes"),
+    ((nan, y), "NaN"),
+    ((x[:0], y[:0]), "no batch"),
+    ((x, y, 0), "no training")])
 def test_wrong_batches(feed, said): refused(said, weights, Feed(*feed))
 
 
@@ -155,8 +174,10 @@ def made_there():
 
 
 @pytest.mark.parametrize("make, said", [
-    (lambda: small().requires_grad_(False), "frozen"), (made_there, "inference_mode"),
-    (lambda: small().half(), "float16"), (lambda: small().bfloat16(), "bfloat16"),
+    (lambda: small().requires_grad_(False), "frozen"),
+    (made_there, "inference_mode"),
+    (lambda: small().half(), "float16"),
+    (lambda: small().bfloat16(), "bfloat16"),
     (lambda: nn.Conv2d(1, 2, 3), "3, 16, 16]")])
 def test_wrong_models(make, said): refused(said, weights, model=make())
 
@@ -168,15 +189,19 @@ def test_a_copy_can_be_trained(usual):
 
 
 @pytest.mark.parametrize("options, said", [
-    (dict(batch_size=0), "batch_size"), (dict(epochs=0), "epochs"), (dict(learning_rate=math.nan), "learning rate"),
-    (dict(schedule="cosine"), "one-cycle or steps"), (dict(device="cuda:1"), "CUDA_VISIBLE_DEVICES"),
+    (dict(batch_size=0), "batch_size"),
+    (dict(epochs=0), "epochs"),
+    (dict(learning_rate=math.nan), "learning rate"),
+    (dict(schedule="cosine"), "one-cycle or steps"),
+    (dict(device="cuda:1"), "CUDA_VISIBLE_DEVICES"),
     (dict(precision="fp16"), "no or bf16")])
 def test_wrong_options(options, said): refused(said, weights, **options)
 
 
 def test_numbers_of_numpy(tmp_path):
     "A number of numpy's is one of Python's to a checkpoint, and so the same run"
-    refused("power", run, tmp_path, dies(5), weight_decay=np.float64(5e-4), error=OSError)
+    decay = np.float64(5e-4)
+    refused("power", run, tmp_path, dies(5), weight_decay=decay, error=OSError)
     resumed, _ = run(tmp_path)
     whole, _ = run()
     assert same(whole, resumed)
@@ -188,7 +213,8 @@ def test_damaged_and_ended(tmp_path):
     (tmp_path/"checkpoint.pt").write_bytes(b"damaged")
     heard = []
     stop = lambda model, rows: dict(extra=np.float32(0.5), verdict="stop")
-    resumed, _ = run(tmp_path, log=lambda rows: heard.append(len(rows)), watch=stop)
+    listener = lambda rows: heard.append(len(rows))
+    resumed, _ = run(tmp_path, log=listener, watch=stop)
     assert heard == [2, 3]
     assert same(whole, resumed)
     names = sorted(path.name for path in tmp_path.iterdir())
@@ -196,6 +222,8 @@ def test_damaged_and_ended(tmp_path):
     again, history = run(tmp_path)
     assert same(whole, again) and history.extra.iloc[-1] == 0.5
     refused("is of another architecture", run, tmp_path, arch="resnet20")
+    for path in tmp_path.iterdir(): path.write_bytes(b"damaged")
+    refused("is whole", run, tmp_path)
 
 
 class Slow:
@@ -231,4 +259,4 @@ def test_from_a_notebook(tmp_path):
     notebook_launcher(work, (tmp_path,), num_processes=1)
     ended = torch.load(tmp_path/"end.pt", weights_only=True)
     whole, _ = run()
-    assert all(torch.equal(weight, ended[name]) for name, weight in whole.state_dict().items())
+    for name, weight in whole.state_dict().items(): assert torch.equal(weight, ended[name])

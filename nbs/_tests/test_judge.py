@@ -160,7 +160,8 @@ def test_a_gradient_of_nan_is_flagged():
 SPELLINGS = {
     "int64": lambda y: y, "column": lambda y: y[:, None], "one-hot": lambda y: torch.eye(3)[y],
     "int32": lambda y: y.int(), "uint8": lambda y: y.byte(), "floats": lambda y: y.double(),
-    "list": lambda y: y.tolist(), "array": lambda y: y.numpy(), "int16 column": lambda y: y.numpy().astype(np.int16)[:, None]}
+    "list": lambda y: y.tolist(), "array": lambda y: y.numpy(),
+    "int16 column": lambda y: y.numpy().astype(np.int16)[:, None]}
 WRONG = {"-1": lambda y: torch.where(y == 0, -1, y), "-100": lambda y: torch.where(y == 0, -100, y),
          "no such class": lambda y: torch.where(torch.arange(len(y)) == len(y) - 1, 3, y),   # of the last image only
          "too few": lambda y: y[:-1], "transposed": lambda y: y[None], "soft": lambda y: torch.eye(3)[y] * 0.9 + 0.03,

@@ -42,7 +42,8 @@ ATTACKS = dict(
     cw=partial(cw, steps=10, rounds=2),
     jsma=partial(jsma, gamma=0.02),
     one_pixel=partial(one_pixel, population=6, generations=2))
-ATTACKS |= further(ATTACKS, {"fgsm", "bim", "mi_fgsm", "autoattack", "virtual_adversarial"})  # special cases, and others with tests of their own
+SPECIAL = {"fgsm", "bim", "mi_fgsm", "autoattack", "virtual_adversarial"}  # of others here, or with tests of their own
+ATTACKS |= further(ATTACKS, SPECIAL)
 NEED_NONE = {"square", "one_pixel"}   # no gradient
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 from test_cli import advlook, photos, server  # noqa: F401 (fixtures)
 from advlook.cli import evaluate, train
+from advlook.scales import made_images
 from advlook.standin import computes_bfloat16
 from test_house import ROOT
 
@@ -115,7 +116,7 @@ def test_two_processes_are_one(norm, script):
 
 
 def test_two_processes_with_batch_normalization(script):
-    "Its statistics are those of a process's own images: another model, but one that has learnt, with averages that both share"
+    "Its statistics are those of a process's own images: another model, but one that has learnt"
     one = script("one", "batch")
     two = script("two", "batch", processes=2)
     assert apart(one, two) > 1e-4
@@ -404,7 +405,7 @@ def short(data, out, **options):
 @pytest.mark.parametrize("place, stream", [
     ("", False), ("train", False), ("", True), ("test", True)])
 def test_no_test_images(place, stream, here, tmp_path):
-    "Class folders alone, or one split: some are split off, the same for every seed, and said to be; evaluate takes them"
+    "Class folders alone, or one split: some are split off, the same for every seed; evaluate takes them"
     write_photos(tmp_path/"noise"/place, dict(a=40, b=39, c=20))
     streamed = dict(stream=True, size=16) if stream else {}
     for seed in 0, 1:
@@ -448,7 +449,7 @@ def test_test_images_again(here, tmp_path):
 
 
 def test_single_images(here, tmp_path):
-    "A class's only image is trained on. Where each class has but one, there is no test accuracy, and evaluate does not make one up"
+    "A class's only image is trained on. Where each class has but one, no test accuracy is made up"
     write_photos(tmp_path/"rare", dict(a=12, b=1, c=2))
     here(short, "rare", "r", probe=3)
     about = manifest("r")["data"]
