@@ -130,7 +130,7 @@ def _of_the_system(error: OSError) -> str:
 
 
 def _keep_memory() -> None:
-    "Tensors come and go by the hundred a second; glibc hands back the pages of large ones: a quarter of a report's time"
+    "glibc hands back the pages of large tensors, which come by the hundred a second: a quarter of a report's time"
     import ctypes
     try: libc = ctypes.CDLL(None)
     except (OSError, TypeError): return   # Windows

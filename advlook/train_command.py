@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 from typer import Argument, Option
 
+from .choices import ARCHITECTURES
+
 if TYPE_CHECKING:
     from torch import nn
     from advlook.trainset import Split
@@ -24,7 +26,7 @@ def train(
     out: Annotated[Path, Option(
         help="Folder for weights, manifest, log and checkpoint; an interrupted run there goes on")],
     arch: Annotated[str, Option(
-        help="resnet20 or another of networks.OWN, timm:NAME, torchvision:NAME")] = "resnet20",
+        help=f"{', '.join(ARCHITECTURES)}, timm:NAME, torchvision:NAME")] = "resnet20",
     objective: Annotated[str, Option(
         help="std, noise, fgsm, fast, pgd, trades or mart, perhaps with +awp or +gradalign")] = "std",
     eps: Annotated[Optional[str], Option(

@@ -146,7 +146,8 @@ def test_lines_are_short():
         sources[path] = "\n".join(code)
     lines = [(path, line) for path, text in sources.items() for line in text.splitlines()]
     long = [f"{path}: {line.strip()[:60]}..." for path, line in lines if len(line) > LONGEST_LINE]
-    assert not long, f"{len(long)} lines are longer than {LONGEST_LINE} characters"
+    listed = "\n".join(long[:20])
+    assert not long, f"{len(long)} lines are longer than {LONGEST_LINE} characters:\n{listed}"
 
 
 def test_top_level():
