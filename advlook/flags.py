@@ -169,7 +169,7 @@ def _rises(values: dict[float, float], n: int) -> list[str]:
 
 def _out_of_reach(left: float) -> list[str]:  # robust accuracy in the whole cube
     if left <= 0.05: return []
-    return [f"{left:.0%} of the images stand when the attack may change every pixel as it likes: "
+    return [f"{left:.0%} of the images survive when the attack may change every pixel as it likes: "
             "the attack fails, not the robustness that it measures."]
 
 # %% ../nbs/19c_flags.ipynb #19c00017
@@ -181,5 +181,6 @@ def _without_gradients(survivors: Callable, ball, survived, images, queries) -> 
     by_square = partial(square, ball=ball, queries=queries)
     fooled = 1 - share_of(survivors(left, by_square, ball))
     if fooled * len(left) / len(images) <= 0.02: return []
-    return [f"An attack that uses no gradients ({queries} queries of square) fells {fooled:.0%} of the images "
+    return [f"An attack that uses no gradients ({queries} queries of square) fools the model on "
+            f"{fooled:.0%} of the images "
             "that survived the attack with gradients: these are masked, or the attack is weak."]

@@ -172,7 +172,7 @@ def uncounted(
     if not outside: return ""
     where = "[0, 1]" if ball is None else f"{describe(ball)} or of [0, 1]"
     return (f"{outside} of {len(outcomes)} results of the attack lie outside of {where} and don't count; "
-            "these images stand, but nothing is known of them")
+            "these images count as survivors, but nothing is known of them")
 
 
 def warn_uncounted(
