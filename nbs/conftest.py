@@ -25,8 +25,8 @@ from nbdev.process import NBProcessor
 FLAGS = get_config(path=Path(__file__).parent).tst_flags.split()
 OFF = set(FLAGS) - set(os.environ.get("NB_FLAGS", "").split())
 LONGEST = """
-    test_faults.py test_cli.py test_train.py 08b_sources.ipynb 06h_published.ipynb 63_cli.ipynb test_traps.py
-    62_report.ipynb 06g_saved.ipynb 19_robustness.ipynb
+    test_train.py test_cli.py 63_cli.ipynb test_faults.py 19c_flags.ipynb 14_apgd.ipynb index.ipynb
+    test_checkpoints.py test_data.py 18_universal.ipynb 12_minimal.ipynb 06b_states.ipynb
 """.split()
 HistoryManager.enabled = False  # the IPython history of whoever runs the tests is not ours to fill
 
