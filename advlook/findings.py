@@ -180,11 +180,11 @@ def our_transforms(
     return join_ours(ours, theirs, partial(accept_transforms, untouched=untouched))
 
 
-def _ratios(table: "pd.DataFrame", names: list[str], seed: int) -> "pd.DataFrame":
+def _ratios(table: "pd.DataFrame", names: list[str]) -> "pd.DataFrame":
     "Every trained model against the first"
     import pandas as pd
     others = names[1:] or names
-    parts = [compare(table, names[0], name, seed=seed) for name in others]
+    parts = [compare(table, names[0], name) for name in others]
     return pd.concat(parts, ignore_index=True)
 
 
@@ -232,8 +232,8 @@ def measure(
         "accuracy under transforms": lambda: dict(curves=benchmark(models, images, curves, batch_size, seed, answers)),
         "first layers": lambda: dict(first_layers=_first_layers(models)),
         "red flags": lambda: dict(flags=_attack_flags(*attacked))})
-    tables["scales"] = summarize(tables["scales_per_image"], seed=seed)
-    tables["ratios"] = _ratios(tables["scales_per_image"], trained(models), seed)
+    tables["scales"] = summarize(tables["scales_per_image"])
+    tables["ratios"] = _ratios(tables["scales_per_image"], trained(models))
     return tables, ground, attributions, notes
 
 

@@ -189,4 +189,4 @@ def _caption(images: Images) -> str:
     known = f"On {count(n)} a share of 50 % is known to about ±{100 / n ** 0.5:.0f} points."
     if n < 10: known = "So few images say next to nothing of shares."
     return (f"{known} Look scale: geometric mean over the images {among}, "
-            f"with its 95 % bootstrap interval.{robust}")
+            f"with its 95 % interval over images.{robust}")

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .verdicts import mean_interval
+from .verdicts import interval
 
 # %% ../nbs/01d_paired.ipynb #vd000024
 class PairedShares(NamedTuple):
@@ -35,5 +35,5 @@ def mcnemar(
     gained = int((second & ~first).sum())
     split = int((second ^ first).sum())
     p = binomtest(gained, split).pvalue if split else 1.0
-    mean, low, high, _ = mean_interval(second.astype(float) - first, level)
-    return PairedShares(mean, low, high, float(p))
+    found = interval(second.astype(float) - first, level, log=False)
+    return PairedShares(found.mean, found.low, found.high, float(p))
