@@ -46,27 +46,48 @@ def band_noise(
     wavelength: float = 8,  # of the cue, in pixels
     seed: int = 0,
     size: int = 64,  # side in pixels
-    contrast: float = 0.08,  # standard deviation of the cue
+    contrast: float = 0.08,  # standard deviation of the cue, and of the decoy
     noise: float = 0.08,  # standard deviation of the white noise
+    decoy: float | None = None,  # wavelength in pixels of a second band, which says nothing of the class
 ) -> Images:  # gray images with three channels; four classes, the directions
-    """Noise whose classes differ at one wavelength only.
-    ValueError: a wavelength that the image can't hold"""
-    if n < 1 or not 2 <= wavelength <= size / 2:
-        raise ValueError(f"band noise has at least 1 image and waves of 2 to {size // 2} pixels, "
-                         f"but {n} of {wavelength:g} pixels were asked for")
-    windows = [band(wavelength, degrees, size) for degrees in DIRECTIONS.values()]
-    pictures = []
+    """Noise whose classes differ at one wavelength only. ValueError: a wavelength that the image can't hold,
+    or a decoy within half an octave of the cue"""
+    _check_band(n, wavelength, decoy, size)
+    pictures, look = [], dict(size=size, contrast=contrast, noise=noise)
     seeds = image_seeds((seed, round(1000 * wavelength)), n)
-    for i, s in enumerate(seeds):
-        rng = np.random.default_rng(s)
-        spectrum = np.fft.rfft2(rng.standard_normal((size, size)))
-        cue = np.fft.irfft2(spectrum * windows[i % 4], (size, size))
-        grain = noise * rng.standard_normal((size, size))
-        pictures.append(to_bytes(0.5 + contrast * cue / cue.std() + grain))
+    for i, s in enumerate(seeds): pictures.append(_noise_picture(i % 4, wavelength, decoy, s, **look))
     gray = torch.from_numpy(np.stack(pictures))[:, None]
     x = gray.expand(-1, 3, -1, -1).contiguous()
     note = f"{n:,} images of band noise, {wavelength:g} pixels"
+    if decoy: note += f", decoy of {decoy:g}"
     return Images(x, torch.arange(n) % 4, [*DIRECTIONS], note)
+
+
+def _check_band(n: int, wavelength: float, decoy: float | None, size: int) -> None:
+    for w in (wavelength, decoy or wavelength):
+        if n < 1 or not 2 <= w <= size / 2:
+            raise ValueError(f"band noise has at least 1 image and waves of 2 to {size // 2} pixels, "
+                             f"but {n} of {w:g} pixels were asked for")
+    if decoy and abs(np.log2(decoy / wavelength)) < 0.5:
+        raise ValueError(f"a decoy is at least half an octave from the cue, else it hides it, "
+                         f"but they have {decoy:g} and {wavelength:g} pixels")
+
+# %% ../nbs/02_scales.ipynb #35d2ad40
+def _noise_picture(way: int, wavelength, decoy, seed: int, size: int, contrast: float, noise: float) -> np.ndarray:
+    "uint8 [size,size]: the cue in that direction of four, the decoy in any, and white noise"
+    rng = np.random.default_rng(seed)
+    cue = _wave(rng, wavelength, way, size)
+    grain = noise * rng.standard_normal((size, size))
+    waves = cue if decoy is None else cue + _wave(rng, decoy, rng.integers(4), size)
+    return to_bytes(0.5 + contrast * waves + grain)
+
+
+def _wave(rng: np.random.Generator, wavelength: float, way: int, size: int) -> np.ndarray:
+    "Noise of one band, standard deviation 1"
+    window = band(wavelength, [*DIRECTIONS.values()][way], size)
+    spectrum = np.fft.rfft2(rng.standard_normal((size, size)))
+    wave = np.fft.irfft2(spectrum * window, (size, size))
+    return wave / wave.std()
 
 # %% ../nbs/02_scales.ipynb #7281834a
 MADE = ["shapes-textures", "cue-conflict",
