@@ -18,7 +18,7 @@ from .asked import accept_models, answers_to
 from .core import frozen
 from .data import Images
 from .functions import in_batches
-from .lookscale import log_moments
+from .lookscale import log_moments, shift_averaged
 from .noise import draw
 from .show import color_of
 from .verdicts import interval
@@ -71,22 +71,28 @@ def look_scales(
     right: Sequence[str] | None = None,  # who must be right, or agree: see `shared_images`
     batch_size: int = 64,
     seed: int = 0,  # of noise in attributions, and of the white noise
+    averaged: Sequence[str] = ("Random",),  # models whose maps are averaged over shifts, on up to 64 of the images
 ) -> "DataFrame":  # a row for each model, attribution, image: MEASURES
     """The scale of what each model looks at, image by image,
     and of white noise of the same shape (as a model of that name)"""
     import pandas as pd
     models, images = accept_models(models, float32=False)[0], accept_images(images)
     kept, y = shared_images(models, images, right, batch_size)
-    how = dict(x=images.x[kept], y=y, batch_size=batch_size, seed=seed, index=kept)
     tables = []
+
+    def add(label, model, name, measure, every=1):
+        part = torch.from_numpy(kept[::every])
+        how = dict(batch_size=batch_size, seed=seed, index=part, description=f"{name} of {label}")
+        with frozen(model): found = in_batches(measure, model, images.x[part], y[::every], **how)
+        tables.append(_table(found, label, name, part.numpy()))
+
     for name, attribution in attributions.items():
-        measure = _measured(attribution)
+        plain, even = _measured(attribution), _measured(shift_averaged(attribution))
         for label, model in models.items():
-            bar = f"{name} of {label}"
-            with frozen(model): found = in_batches(measure, model, description=bar, **how)
-            tables.append(_table(found, label, name, kept))
-        found = in_batches(_white_noise(measure.shape), model, **how)
-        tables.append(_table(found, "white noise", name, kept))
+            if label in averaged: add(label, model, name, even, -(-len(kept) // 64))
+            else: add(label, model, name, plain)
+        shape = getattr(plain, "shape", None) or even.shape
+        add("white noise", model, name, _white_noise(shape))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -146,8 +152,9 @@ def compare(
                          f"it has {', '.join(table.model.unique())}")
     rows = []
     for attribution, part in table.groupby("attribution", sort=False):
-        wide = part.pivot(index="image", columns="model", values="wavelength")
-        found = interval(wide[second] / wide[first], level)._asdict()
+        of = {name: part[part.model == name].set_index("image").wavelength for name in (first, second)}
+        both = of[first].index.intersection(of[second].index)   # averaged maps are of fewer images
+        found = interval(of[second][both] / of[first][both], level)._asdict()
         rows.append(dict(attribution=attribution, first=first, second=second) | found)
     return pd.DataFrame(rows).rename(columns={"mean": "ratio"})
 

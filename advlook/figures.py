@@ -19,12 +19,12 @@ from torch import Tensor, nn
 
 from .benchmark import plot_curves
 from .comparison import plot_scales
-from .core import to_float
+from .core import predict, to_float
 from .filters import show_first_layers
 from .findings import ATTRIBUTIONS, trained
 from .functions import in_batches
 from .images import Images
-from .sentences import say_curves, say_kernels, say_scales, say_waves
+from .sentences import count, say_curves, say_kernels, say_scales, say_waves
 from .show import color_of, map_scale, show_maps, show_rows, to_picture
 from .transforms import GaussianBlur
 
@@ -153,17 +153,17 @@ _SCALES = (
     "The look scale of each kind of map: the typical wavelength of what it shows, in pixels, "
     "with its 95 % interval over images (often smaller than the dot). "
     "White noise is the finest that a map can look without being made of stripes. "
-    "On images whose scale is known, ours read right up to about 4 pixels; above 8, plain gradients read too fine, "
-    "those of standard models most, and Guided Backprop comes closest.")
-_RANDOM = (" Random, the model before training, shows what the architecture alone prints: "
-           "its strides leave a fine grid.")
+    "On images whose cue is known, plain maps read it too fine where it is long, those of standard models most; "
+    "maps averaged over shifts tell it.")
+_RANDOM = (" Random, the model before training, is read from maps averaged over 16 shifts (of up to 64 photos), "
+           "as strides print a fine grid on its plain ones.")
 _BLURRED = ("Each photo blurred so that waves as long as the model's look scale ({attribution}) "
             "keep half of their contrast, and shorter ones less.")
 
 
 def main_attribution(attributions: dict[str, Callable]) -> str:
-    "The attribution by which scales are told: Loss Grad where it applies"
-    return "Loss Grad" if "Loss Grad" in attributions else next(iter(attributions))
+    "The attribution by which scales are told, the first one: Margin Grad where it applies"
+    return next(iter(attributions))
 
 
 def draw_scales(
@@ -184,9 +184,21 @@ def draw_scales(
     waves = say_waves(scales, attribution, named, min(images.x.shape[2:]))
     caption = f"The ticks of each ruler are one look scale apart ({attribution})."
     yield Drawing("rulers", "The same on a photo", waves, caption, draw_rulers(few, shown), photos=True)
-    said = "What is gone from a blurred photo is finer than what moves the answer most."
-    caption = _BLURRED.format(attribution=attribution)
+    said, caption = _say_blurred(models, few, shown), _BLURRED.format(attribution=attribution)
     yield Drawing("blurred", "Without what is finer", said, caption, draw_blurred(few, shown), photos=True)
+
+
+def _say_blurred(models: dict[str, nn.Module], images: Images, scales: "pd.DataFrame") -> str:
+    "That something is gone does not mean that it did not matter: what do models make of those very pictures?"
+    counts = []
+    for r in scales.itertuples():
+        model = models[r.model]
+        y = predict(model, images.x) if images.y is None else images.y
+        kept = predict(model, blur_to_scale(images.x, r.wavelength)) == y
+        counts.append(f"{r.model} {int(kept.sum())}")
+    what = "answers as before" if images.y is None else "is right"
+    return ("What is gone from a blurred photo is finer than what moves the answer most, but it may matter: "
+            f"of these {count(len(images), 'picture')}, blurred to its own scale, {what}: {', '.join(counts)}.")
 
 # %% ../nbs/61d_figures.ipynb #7994b738
 _KERNELS = ("The kernels of the first convolution, all models on one scale, zero at mid-grey: weak kernels look grey. "

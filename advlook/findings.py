@@ -24,7 +24,7 @@ from .core import count_classes, predict, to_float
 from .filters import kernel_statistics
 from .flags import attack_flags
 from .functions import call, in_batches, progress
-from .gradients import loss_grad, vanilla_grad
+from .gradients import loss_grad, margin_grad, vanilla_grad
 from .guided import guided_backprop
 from .images import Images
 from .comparison import compare, look_scales, shared_images, summarize
@@ -35,7 +35,8 @@ if TYPE_CHECKING: import pandas as pd
 
 # %% ../nbs/61_findings.ipynb #71a4e242
 ATTRIBUTIONS: dict[str, Callable] = {
-    "Vanilla Grad": vanilla_grad, "Loss Grad": loss_grad, "Guided Backprop": guided_backprop}
+    "Margin Grad": margin_grad, "Loss Grad": loss_grad,
+    "Vanilla Grad": vanilla_grad, "Guided Backprop": guided_backprop}
 
 
 def join_ours(

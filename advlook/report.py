@@ -31,7 +31,7 @@ from .judge import bound_ball, check_attack, check_ball
 from .page import Report, how_made, in_short, write_page
 from .preparation import describe_preparation
 from .redflags import red_flags
-from .sentences import count, people_table, say_curves, say_scales
+from .sentences import count, people_table, say_curves, say_ladder, say_scales
 
 # %% ../nbs/62_report.ipynb #c0ffee12
 def report(
@@ -60,6 +60,7 @@ def report(
     ball = (bound_ball(attack) or Linf(4/255)) if ball is None else ball
     _check_settings(ball, attack, maps, batch_size)
     asked, attack = join_ours(ATTRIBUTIONS, attributions), attack or partial(pgd, ball=ball, steps=10)
+    controls = say_ladder(models) if isinstance(models, dict) else []
     models, images, notes, answers = _fit_together(models, images, list(notes or []), classes, show_images, batch_size)
     if not show_images: images, command = replace(images, note=f"{count(len(images))} not shown"), None
     with whole_folder(out) as folder:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RUNGS', 'bundled', 'bundled_runs', 'bundled_folder', 'manifest', 'trio_for', 'load_bundled', 'initial_weights',
-           'load_trio', 'check_trio', 'Ladder', 'ladder']
+           'load_trio', 'check_trio', 'Ladder', 'ladder', 'ladder_scales']
 
 # %% ../nbs/08_zoo.ipynb #53d8223d
 import json
@@ -156,3 +156,18 @@ def _next_std(runs: list[str], seed: int) -> str | None:
     seeds = sorted(int(run[4:]) for run in runs if run.startswith("std-"))
     following = seeds[(seeds.index(seed) + 1) % len(seeds)]
     return f"std-{following}" if following != seed else None
+
+# %% ../nbs/08_zoo.ipynb #08a00006
+def ladder_scales(
+    name: str = "cifar10",  # a set of models
+    seed: int = 0,
+) -> dict[str, float]:  # look scale in pixels, by rung; without those that are not bundled or not measured
+    "How large the things are that each rung looks at, as measured on test images of its data set"
+    found = {}
+    for rung, run in _rungs(name, seed).items():
+        if run is None: continue
+        kind, _, s = run.rpartition("-")
+        told = manifest(name, f"std-{s}" if kind == "random" else run).get("evaluated", {}).get("look scale", {})
+        pixels = told.get("before training" if kind == "random" else "pixels")
+        if pixels: found[rung] = pixels
+    return found
