@@ -73,7 +73,7 @@ def report(
             path=_page_in(out), table=people_table(tables, in_short(attack, ball)), tables=tables,
             sentences=_lead(tables, main_attribution(used), trained(models)),
             flags=red_flags(models, images, tables, batch_size, answers),
-            notes=notes + remarks + left_out, images=images.note)
+            notes=notes + controls + remarks + left_out, images=images.note)
         drawings = draw_all(models, _some_of(ground, maps), used, tables)
         drawings = [drawing for drawing in drawings if show_images or not drawing.photos]
         made = how_made(models, images, attack, seed, command, used, transforms)
