@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .core import device_of, frozen
+from .core import device_of, dtype_of, frozen
 from .show import show_maps
 
 if TYPE_CHECKING:  # both take a while to import, and importing advlook should not
@@ -21,37 +21,82 @@ if TYPE_CHECKING:  # both take a while to import, and importing advlook should n
     from pandas import DataFrame
 
 # %% ../nbs/34_filters.ipynb #a43ac200
-class _Met(Exception):
-    "Carries the kernels of the first convolution out of a pass"
+class _Met(Exception): "Ends a pass in which there is nothing more to see"
 
 
-class _StopAtConvolution(TorchFunctionMode):
+class _FirstConvolution(TorchFunctionMode):
+    "Watches a pass for the first convolution and, with `folded`, for the batch normalization behind it"
+
+    def __init__(self, folded: bool):
+        super().__init__()
+        self.folded, self.kernels, self.made, self.gain = folded, None, None, None
+
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if function is F.conv2d:
-            raise _Met(args[1] if len(args) > 1 else kwargs["weight"])
-        return function(*args, **kwargs)
+        if function is F.batch_norm and self._gave(args[0]):
+            self.gain = _gain(*args, **kwargs)
+            raise _Met
+        first = function is F.conv2d and self.kernels is None
+        if first: self.kernels = args[1] if len(args) > 1 else kwargs["weight"]
+        if first and not self.folded: raise _Met
+        result = function(*args, **kwargs)
+        if first: self.made, self.version = result, _version(result)
+        return result
+
+    def _gave(self, x: Tensor) -> bool:
+        "Is this what the convolution gave, and has nothing been written over it?"
+        return x is self.made and _version(x) == self.version
+
+    @property
+    def done(self) -> bool: return (self.made if self.folded else self.kernels) is not None
+
+
+def _version(x: Tensor) -> int | None: return None if x.is_inference() else x._version
+
+
+def _gain(
+    x, mean, var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5,  # as of F.batch_norm
+) -> Tensor | None:  # [outputs]; None if it goes by the batch that it sees
+    if training: return None
+    gain = (var + eps).rsqrt()
+    return gain if weight is None else gain * weight
 
 # %% ../nbs/34_filters.ipynb #34a00001
 def first_layer(
     model: nn.Module,  # from images to anything
+    folded: bool = False,  # multiplied by what a batch normalization right behind them multiplies their answers by
 ) -> Tensor:  # [outputs, inputs / groups, height, width], a copy on the model's device
     """The kernels of the first convolution that an image meets, as they are
     (normalized images are what they work on). ValueError if there is none"""
+    return _first(model, folded)[0]
+
+
+def _first(model: nn.Module, folded: bool) -> tuple[Tensor, bool]:  # kernels; was anything folded in?
     prepared = getattr(model, "preparation", {}).get("input_size", (3, 224, 224))
+    passes = []
     for size in prepared, (3, 32, 32), (1, 28, 28):
-        x = torch.zeros(1, *size, device=device_of(model))
-        try:
-            with frozen(model), torch.no_grad(), _StopAtConvolution(): model(x)
-        except _Met as met: return met.args[0].detach().clone()
-        except Exception: continue  # whatever a model says to an image of the wrong size
-    return _first_listed(model)
+        passes.append(_meet(model, size, folded))
+        if passes[-1].done: break
+    met = [one.kernels for one in passes if one.kernels is not None]
+    kernels = (met[-1] if met else _first_listed(model)).detach().clone()
+    gain = passes[-1].gain
+    if gain is None: return kernels, False
+    return kernels * gain.view(-1, 1, 1, 1), True
+
+
+def _meet(model: nn.Module, size: tuple, folded: bool) -> _FirstConvolution:
+    met = _FirstConvolution(folded)
+    x = torch.zeros(1, *size, device=device_of(model), dtype=dtype_of(model))
+    try:
+        with frozen(model), torch.inference_mode(False), torch.no_grad(), met: model(x)
+    except Exception: pass  # whatever a model says to an image of the wrong size
+    return met
 
 
 def _first_listed(model: nn.Module) -> Tensor:
     for m in model.modules():
         scripted = getattr(m, "original_name", "") == "Conv2d"
-        if scripted or isinstance(m, nn.Conv2d): return m.weight.detach().clone()
+        if scripted or isinstance(m, nn.Conv2d): return m.weight
     raise ValueError(f"this {type(model).__name__} has no convolution, so there are no kernels to look at; "
                      "`gradients.vanilla_grad` works for any model")
 
@@ -60,12 +105,13 @@ def show_first_layers(
     models: dict[str, nn.Module],  # in the order of the rows
     n: int = 16,  # kernels a model, the first ones
     shared: bool = True,  # one scale for all models; False: one each, to see the patterns of weak kernels too
+    folded: bool = True,  # as of `first_layer`
 ) -> "Figure":
     """The first layers of several models, a row a model, zero at mid-grey;
     kernels on other than 1 or 3 inputs as their mean, in grey"""
     rows = {}
     for name, model in models.items():
-        w = first_layer(model)[:n]
+        w = first_layer(model, folded)[:n]
         drawn = w.shape[1] in (1, 3)
         rows[name] = w if drawn else w.mean(1, keepdim=True)
     return show_maps(rows, shared=shared, width=0.62)
@@ -89,14 +135,15 @@ def checkerboard(
 # %% ../nbs/34_filters.ipynb #34a00003
 def kernel_statistics(
     models: dict[str, nn.Module],
-) -> "DataFrame":  # columns model, metric ("mean magnitude", "largest magnitude", "checkerboard"), value
-    "Sizes and patterns of the first layers, a row for each model and metric"
+    folded: bool = True,  # as of `first_layer`; False: the kernels as they are
+) -> "DataFrame":  # columns model, metric ("mean magnitude", "largest magnitude", "checkerboard"), value, folded
+    "Sizes and patterns of the first layers at work, a row for each model and metric; was anything folded in?"
     from pandas import DataFrame
     rows = []
     for name, model in models.items():
-        w = first_layer(model)
+        w, found = _first(model, folded)
         size = w.abs()
-        rows += [(name, "mean magnitude", size.mean().item()),
-                 (name, "largest magnitude", size.max().item()),
-                 (name, "checkerboard", checkerboard(w))]
-    return DataFrame(rows, columns=["model", "metric", "value"])
+        rows += [(name, "mean magnitude", size.mean().item(), found),
+                 (name, "largest magnitude", size.max().item(), found),
+                 (name, "checkerboard", checkerboard(w), found)]
+    return DataFrame(rows, columns=["model", "metric", "value", "folded"])

@@ -241,5 +241,6 @@ def in_settings(
     kinds = {getattr(verdict, "word", verdict) for verdict in verdicts.values()}
     if not kinds: raise ValueError("a claim needs at least one setting")
     if len(kinds) == 1: return kinds.pop()
-    if "holds" in kinds: return "holds in part"
+    if kinds & {"holds", "holds in part"}: return "holds in part"
+    if "does not hold here" in kinds: return "does not hold here"   # and nowhere else either, so far
     return "undecided"
