@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .files import atomic, digest
-from .verdicts import Verdict, holm, in_settings
+from .verdicts import LEAST_PAIRS, Verdict, holm, in_settings
 
 if TYPE_CHECKING: import pandas as pd
 
@@ -63,7 +63,7 @@ def corrected(
     table: "pd.DataFrame",  # of `read_claims`
 ) -> "pd.DataFrame":  # the same, p corrected, and the verdict that follows
     "The verdicts on all claims together (Holm 1979)"
-    table = table.assign(p=holm(table.p))
+    table = table.assign(p=holm(table.p.where(table.n >= LEAST_PAIRS)))   # fewer decide nothing
     lost = (table.verdict == "holds") & ~(table.p <= 0.05)
     reasons = table.reason[lost] + f", but not where {table.p.notna().sum()} claims are tested"
     table.loc[lost, "reason"] = reasons

@@ -202,7 +202,9 @@ def _say_blurred(models: dict[str, nn.Module], images: Images, scales: "pd.DataF
 
 # %% ../nbs/61d_figures.ipynb #7994b738
 _KERNELS = ("The kernels of the first convolution, all models on one scale, zero at mid-grey: weak kernels look grey. "
-            "The paper finds smaller values and checkerboard patterns in adversarially trained models.")
+            "They are drawn as they work: a batch normalization right behind them is folded in. "
+            "The paper finds smaller values and grids in adversarially trained models; "
+            "kernels of 3 x 3 pixels can't show a grid.")
 _CURVES = ("{metric} as the photos are blurred (kernel of 7 pixels), passed through a 5 x 5 median filter, "
            "and reversed in color, as in the paper's figure 6. ")
 _FILLED = "The region between the curves of {} and {} has the color of the higher one."

@@ -180,11 +180,18 @@ def _say_overtakes(transform: str, part: "pd.DataFrame", first: str, last: str) 
 
 
 def say_kernels(table: "pd.DataFrame", names: list[str]) -> str:
-    "How strong the first layers are"
-    mean = table[table.metric == "mean magnitude"].set_index("model").value
+    "How strong the kernels of the first layers are at work"
+    own = table[table.metric == "mean magnitude"].set_index("model").loc[names]
     first, *others = names
-    if not others: return f"The weights of {first}'s first layer have a mean magnitude of {mean[first]:.3g}."
-    ratio = {name: mean[name] / mean[first] for name in others}
+    how = _folding(own.folded)
+    if not others: return f"The kernels of {first}'s first layer have a mean magnitude of {own.value[first]:.3g}{how}."
+    ratio = {name: own.value[name] / own.value[first] for name in others}
     return " ".join(
-        f"The weights of {name}'s first layer are {ratio[name]:.2f} times as strong as those of {first}."
+        f"The kernels of {name}'s first layer are {ratio[name]:.2f} times as strong as those of {first}{how}."
         for name in others)
+
+
+def _folding(folded: "pd.Series") -> str:  # bool, by model
+    if not folded.any(): return ""
+    without = ", ".join(folded.index[~folded.astype(bool)])
+    return " (batch normalization folded in" + (f"; none was found for {without})" if without else ")")
