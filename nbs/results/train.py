@@ -39,7 +39,7 @@ def recipes() -> dict[str, str]:
     add("imagenette", *photos, LONG, "2/255", [0])
     add("imagenette", *photos, LONG, "2/255", [1], dict(std="std"))
     add("imagenette-plain", *photos, PLAIN, "2/255", range(6))
-    add("imagenette-alexnet", "imagenette", "alexnet_bn_small", PHOTOS, "2/255", [0])
+    add("imagenette-alexnet", "imagenette", "alexnet_bn_small", PHOTOS, "2/255", range(6))
     add("cifar10-alexnet", "cifar10", "alexnet_bn_small", SMALL, "4/255", range(2))
     cifar = "cifar10", "cifar10", "resnet20"
     add(*cifar, SMALL, "4/255", range(6))
@@ -54,7 +54,7 @@ def recipes() -> dict[str, str]:
 
 def place(name: str) -> Path:
     "Where a model goes"
-    second = name.endswith("-1") and not name.startswith("cifar10/")
+    second = not name.endswith("-0") and not name.startswith("cifar10/")
     large = name.startswith(("tiny-imagenet", "imagenette-plain")) or second
     return (HERE / "weights" if large else PACKAGE) / name
 
