@@ -116,7 +116,8 @@ def _moved(x: Tensor, down: int, right: int) -> Tensor:
     "The images moved, mirrored where they leave a gap"
     height, width = x.shape[2:]
     if max(down, right) >= min(height, width):
-        raise ValueError(f"an image of {height} x {width} pixels can't be moved by {max(down, right)}; take fewer shifts")
+        raise ValueError(f"an image of {height} x {width} pixels can't be moved by {max(down, right)}; "
+                         "take fewer shifts")
     return F.pad(x, (right, 0, down, 0), mode="reflect")[..., :height, :width]
 
 

@@ -97,7 +97,8 @@ def say_ratio(r) -> str:  # a row of `ratios`
         return f"By {r.attribution}, {r.second} looks at things as large as {r.first} does, to within 5 % ({interval})."
     size = "smaller" if flip else "larger"
     if low > 1:
-        return f"By {r.attribution}, {r.second} looks at things {ratio:.2f} times {size} than {r.first} does ({interval})."
+        return (f"By {r.attribution}, {r.second} looks at things {ratio:.2f} times {size} than {r.first} does "
+                f"({interval}).")
     return (f"By {r.attribution}, it can't be told whether {r.second} looks at larger or smaller things than {r.first} "
             f"({ratio:.2f} times {size}, {interval}).")
 
@@ -150,8 +151,9 @@ def say_ladder(
     if not others or "STD" not in scales: return []
     said = ", ".join(f"{rung} {pixels:.1f}" for rung, pixels in scales.items())
     larger = [rung for rung in scales if rung in others and "ADV" not in rung and scales[rung] > EQUAL * scales["STD"]]
-    sentence = f"Look scale in pixels of the bundled models and their controls, by Margin Grad averaged over shifts: {said}."
-    if larger: sentence += f" So larger is no mark of adversaries alone: {' and '.join(larger)} reads larger than STD, too."
+    sentence = f"Look scale in pixels of the bundled models and their controls, by Margin Grad over shifts: {said}."
+    also = f" So larger is no mark of adversaries alone: {' and '.join(larger)} reads larger than STD, too."
+    if larger: sentence += also
     return [sentence]
 
 # %% ../nbs/61b_sentences.ipynb #e9ad90e3
