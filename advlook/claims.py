@@ -17,7 +17,7 @@ from .verdicts import LEAST_PAIRS, Verdict, holm, in_settings
 if TYPE_CHECKING: import pandas as pd
 
 # %% ../nbs/62f_claims.ipynb #62c00005
-COLUMNS = ["page", "claim", "setting", "verdict", "estimate", "low", "high", "n", "p", "reason"]
+COLUMNS = ["page", "claim", "setting", "verdict", "effect", "estimate", "low", "high", "n", "p", "reason"]
 
 
 def record(
@@ -37,7 +37,8 @@ def record(
 def _row(page: str, claim: str, setting: str, verdict: Verdict) -> dict:
     numbers = {name: float(f"{getattr(verdict, name):.4g}") for name in ("estimate", "low", "high")}
     told = dict(n=verdict.n, p=float(f"{verdict.p:.2g}"), reason=verdict.reason)
-    return dict(page=page, claim=claim, setting=setting, verdict=verdict.word) | numbers | told
+    about = dict(page=page, claim=claim, setting=setting, verdict=verdict.word, effect=verdict.effect)
+    return about | numbers | told
 
 # %% ../nbs/62f_claims.ipynb #62c00006
 def read_claims(file: str | Path = "results/claims.csv") -> "pd.DataFrame":
@@ -53,7 +54,7 @@ def _replace(file: Path, page: str, claim: str, rows: Sequence[dict]) -> None:
     others = before[(before.page != page) | (before.claim != claim)]
     parts = [part for part in (others, pd.DataFrame(rows, columns=COLUMNS)) if len(part)]
     if not parts: return
-    after = pd.concat(parts).sort_values(["page", "claim"], kind="stable")   # whatever the order of writing
+    after = pd.concat(parts)[COLUMNS].sort_values(["page", "claim"], kind="stable")   # whatever the order of writing
     text = after.to_csv(index=False, lineterminator="\n")
     if file.exists() and file.read_text() == text: return
     with atomic(file) as part: part.write_text(text)
@@ -70,20 +71,23 @@ def corrected(
     table.loc[lost, "verdict"] = "undecided"
     return table
 
-
+# %% ../nbs/62f_claims.ipynb #62c00021
 def paper_claims(
     table: "pd.DataFrame",  # of `corrected`
-) -> "pd.DataFrame":  # columns here (a word), measured (a line a setting); a row a claim
+) -> "pd.DataFrame":  # strings; column here (a word), then one for each setting; a row a claim
     "The paper's claims, each with its verdict over all settings and what was measured in each"
     import pandas as pd
     rows = {}
     for claim, part in table.groupby("claim", sort=False):
-        word = in_settings(dict(zip(part.setting, part.verdict)))
-        lines = part.setting + ": " + _own_word(part, word) + part.reason
-        rows[claim] = {"here": word, "measured": "; ".join(lines)}
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("claim")
+        here = in_settings(dict(zip(part.setting, part.verdict)))
+        rows[claim] = {"here": here} | {r.setting: _in_short(r) for r in part.itertuples()}
+    return pd.DataFrame.from_dict(rows, orient="index").fillna("").rename_axis("claim")
 
 
-def _own_word(part: "pd.DataFrame", word: str) -> "pd.Series":
-    "The verdict of each setting, where it is not that of all"
-    return part.verdict.where(part.verdict != word, "").map(lambda own: f"{own}, " if own else "")
+def _in_short(r) -> str:  # a row of the ledger
+    "holds: × 1.27 [1.19, 1.35]"
+    if r.n == 0: return "can't be tested"
+    form = "{:.2f}" if r.effect == "ratio" else "{:+.1f}"
+    size = ("× " if r.effect == "ratio" else "") + form.format(r.estimate)
+    if r.n < LEAST_PAIRS: return f"{size} ({'one pair' if r.n == 1 else f'{r.n} pairs'})"
+    return f"{r.verdict}: {size} [{form.format(r.low)}, {form.format(r.high)}]"

@@ -154,7 +154,7 @@ _SCALES = (
     "with its 95 % interval over images (often smaller than the dot). "
     "White noise is the finest that a map can look without being made of stripes. "
     "On images whose cue is known, plain maps read it too fine where it is long, those of standard models most; "
-    "maps averaged over shifts tell it.")
+    "Guided Backprop, averaged over shifts, tells it.")
 _RANDOM = (" Random, the model before training, is read from maps averaged over 16 shifts (of up to 64 photos), "
            "as strides print a fine grid on its plain ones.")
 _BLURRED = ("Each photo blurred so that waves as long as the model's look scale ({attribution}) "

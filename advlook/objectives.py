@@ -9,7 +9,7 @@ __all__ = ['OBJECTIVES', 'AROUND', 'make_objective']
 from collections.abc import Callable
 from functools import partial
 
-from .adversarial import adversarial_loss, mart, noise_loss, pgd_by_divergence, trades
+from .adversarial import adversarial_loss, blur_loss, mart, noise_loss, pgd_by_divergence, trades
 from .around import awp, gradalign
 from .attacks import fgsm, pgd
 from .balls import Linf
@@ -20,6 +20,7 @@ from .parallel import standard_loss
 OBJECTIVES = {   # short name: (ball, steps of its attack) -> objective
     "std": lambda ball, steps: standard_loss,
     "noise": lambda ball, steps: partial(noise_loss, sigma=ball.eps),
+    "blur": lambda ball, steps: partial(blur_loss, sigma=ball.eps),
     "fgsm": lambda ball, steps: partial(adversarial_loss, attack=partial(fgsm, ball=ball)),
     "fast": lambda ball, steps: partial(adversarial_loss, attack=partial(fgsm, ball=ball, random_start=True)),
     "pgd": lambda ball, steps: partial(adversarial_loss, attack=partial(pgd, ball=ball, steps=steps)),
@@ -34,7 +35,7 @@ AROUND = {   # short name: (ball, name of what it goes around) -> objective, whi
 # %% ../nbs/21c_objectives.ipynb #7fe96bfa
 def make_objective(
     name: str,  # of `OBJECTIVES`, perhaps with "+awp" or "+gradalign"
-    eps: float = 4/255,  # radius of the ball, on the scale of [0,1]; of `noise`: the standard deviation
+    eps: float = 4/255,  # radius of the ball, on the scale of [0,1]; of `noise` and `blur`: the standard deviation
     steps: int = 10,  # of the attack within pgd, trades and mart
     label_smoothing: float = 0.0,
     crafting: str | None = None,  # mode of batch normalization while the attack crafts; None: the objective's own

@@ -150,8 +150,8 @@ def say_ladder(
     if not others or "STD" not in scales: return []
     said = ", ".join(f"{rung} {pixels:.1f}" for rung, pixels in scales.items())
     larger = [rung for rung in scales if rung in others and "ADV" not in rung and scales[rung] > EQUAL * scales["STD"]]
-    sentence = f"Look scale in pixels of the bundled models and their controls, by averaged maps: {said}."
-    if larger: sentence += f" So larger is no mark of adversaries alone: {' and '.join(larger)} looks larger than STD, too."
+    sentence = f"Look scale in pixels of the bundled models and their controls, by Margin Grad averaged over shifts: {said}."
+    if larger: sentence += f" So larger is no mark of adversaries alone: {' and '.join(larger)} reads larger than STD, too."
     return [sentence]
 
 # %% ../nbs/61b_sentences.ipynb #e9ad90e3

@@ -28,9 +28,10 @@ def train(
     arch: Annotated[str, Option(
         help=f"{', '.join(ARCHITECTURES)}, timm:NAME, torchvision:NAME")] = "resnet20",
     objective: Annotated[str, Option(
-        help="std, noise, fgsm, fast, pgd, trades or mart, perhaps with +awp or +gradalign")] = "std",
+        help="std, noise, blur, fgsm, fast, pgd, trades or mart, perhaps with +awp or +gradalign")] = "std",
     eps: Annotated[Optional[str], Option(
-        help="Radius of the ball, 4/255 or 0.0157; default in l_inf: 4/255. Of noise: its standard deviation")] = None,
+        help="Radius of the ball, 4/255 or 0.0157; default in l_inf: 4/255. "
+             "Of noise: its standard deviation, of blur: the largest, in sides of the image")] = None,
     norm: Annotated[str, Option(help="Of the ball: linf, l2 or l1")] = "linf",
     steps: Annotated[int, Option(min=1, help="Of the attack within pgd, trades and mart")] = 10,
     crafting: Annotated[Optional[str], Option(
@@ -113,15 +114,15 @@ def _check_together(stream: bool, least: float, jitter: float, until, probe, on_
         raise ValueError(f"--on-collapse is stop, best or 'go on', but it is {on_collapse!r}")
 
 
-def _is_noise(objective: str) -> bool: return objective.partition("+")[0] == "noise"
+def _is_control(objective: str) -> bool: return objective.partition("+")[0] in ("noise", "blur")
 
 
 def training_ball(objective: str, norm: str, eps: str | None):
-    "The ball in which a model is trained; of noise, whose eps is a standard deviation, that of this radius"
+    "The ball in which a model is trained; of noise and blur, whose eps is a standard deviation, that of this radius"
     from advlook.choices import make_ball
     if norm not in ("linf", "l2", "l1"): raise ValueError(f"--norm is linf, l2 or l1, but it is {norm!r}")
-    if _is_noise(objective) and norm != "linf":
-        raise ValueError("noise has a standard deviation and no ball; leave --norm out")
+    if _is_control(objective) and norm != "linf":
+        raise ValueError("noise and blur have a standard deviation and no ball; leave --norm out")
     return make_ball(norm, eps)
 
 
@@ -176,7 +177,7 @@ def _keep(model: "nn.Module", split: "Split", history, options: dict) -> None:
     command = training_command(options, told)
     precision = options["precision"] or fast_precision(device)
     told |= dict(augment=options["augment"], precision=precision)
-    radius = "4/255" if _is_noise(options["objective"]) else options["eps"]
+    radius = "4/255" if _is_control(options["objective"]) else options["eps"]
     ball = make_ball(options["norm"], radius)
     metrics = write_manifest(out, data, split, command, told, history, ball, radius, device)
     if metrics is None: return

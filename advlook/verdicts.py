@@ -85,6 +85,7 @@ class Verdict:
     n: int  # pairs of runs
     p: float  # probability of such an estimate, were the effect no larger than the smallest of interest
     reason: str  # a sentence
+    effect: str = ""  # "ratio" or "difference": what the estimate is
 
     def __str__(self) -> str: return f"{self.word}: {self.reason}"
 
@@ -188,7 +189,7 @@ def _verdict(word, because, found, n, p, log) -> Verdict:
     if n > 1: told += f" [{low:.3g}, {high:.3g}]"
     if n >= LEAST_PAIRS: told += f" over {_count(n)}"
     reason = f"{told}, {because}" if n else because
-    return Verdict(word, estimate, low, high, n, p, reason)
+    return Verdict(word, estimate, low, high, n, p, reason, "ratio" if log else "difference")
 
 
 def _tail(effect: _Moments, wanted: float) -> float:

@@ -194,7 +194,7 @@ WRONG = {
     "no such device": (["look", "--device", "quantum"], ["quantum", "--device cpu"]),
     "n is zero": (["look", "--n", "0"], ["--n", "at least 1", "it is 0"]),
     "no such option": (["look", "--modles", "A=b"], ["--modles", "--models"]),
-    "no such objective": (["train", "photos", "--objective", "fgms", "--out", "run"], ["fgms", "std, noise, fgsm"]),
+    "no such objective": (["train", "photos", "--objective", "fgms", "--out", "run"], ["fgms", "std, noise, blur, fgsm"]),
     "eps is no number": (["train", "photos", "--eps", "4/0", "--out", "run"], ["4/0", "4/255"]),
 }
 

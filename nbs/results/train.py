@@ -39,6 +39,8 @@ def recipes() -> dict[str, str]:
     add("imagenette", *photos, LONG, "2/255", [0])
     add("imagenette", *photos, LONG, "2/255", [1], dict(std="std"))
     add("imagenette-plain", *photos, PLAIN, "2/255", range(6))
+    add("imagenette-plain", *photos, PLAIN, "0.1", [0], dict(noise="noise"))
+    add("imagenette-plain", *photos, PLAIN, "0.03", [0], dict(blur="blur"))
     add("imagenette-alexnet", "imagenette", "alexnet_bn_small", PHOTOS, "2/255", range(6))
     add("cifar10-alexnet", "cifar10", "alexnet_bn_small", SMALL, "4/255", range(2))
     cifar = "cifar10", "cifar10", "resnet20"
@@ -47,6 +49,7 @@ def recipes() -> dict[str, str]:
     add(*cifar, SMALL, "2/255", [0], {"adv_2": "fast"})
     add(*cifar, SMALL, "8/255", [0], {"adv_8": "fast"})
     add(*cifar, SMALL, "0.1", [0], dict(noise="noise"))
+    add(*cifar, SMALL, "0.05", [0], dict(blur="blur"))
     add(*cifar, EARLY, "4/255", [0], dict(std_early="std"))
     add("tiny-imagenet-100", "tiny-imagenet-100", "resnet18_thin", STARTS, "2/255", range(2))
     return found
