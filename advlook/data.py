@@ -115,7 +115,7 @@ def _note(part: np.ndarray, name: str, split: str, kept: Decoded) -> str:
     "Which images these are"
     n, total = len(part), len(kept.images)
     many = f"{n:,} of {total:,}" if n < total else f"all {n:,}"
-    parts = [f"{many} image{'s' * (total != 1)} of {name} ({split})"]
+    parts = [f"{many} image{'s' * (total != 1)} of {name} ({split}){_as_jpeg(kept.jpeg[part])}"]
     if kept.skipped:
         some = ", ".join(kept.skipped[:3]) + ", …" * (len(kept.skipped) > 3)
         parts.append(f"{len(kept.skipped)} more can't be read and were left out ({some})")
@@ -123,6 +123,15 @@ def _note(part: np.ndarray, name: str, split: str, kept: Decoded) -> str:
         have = "has" if enlarged == 1 else "have"
         parts.append(f"{enlarged} of them had to be enlarged, and {have} no fine detail to look at")
     return "; ".join([*parts, *kept.said, *tell_left_out(kept.left_out)])
+
+
+def _as_jpeg(sizes: torch.Tensor) -> str:  # int64 [n], in bytes; 0: not JPEG
+    "How much is left of the photos, where their files are JPEG"
+    found = sizes[sizes > 0]
+    if not len(found): return ""
+    some = f"{len(found):,} of them " if len(found) < len(sizes) else ""
+    size = found.double().median().item() / 1000
+    return f", {some}JPEG of about {size:,.{int(size < 10)}f} kB"
 
 # %% ../nbs/04d_data.ipynb #3c0740fa
 def photo_crops(

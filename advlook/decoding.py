@@ -31,6 +31,7 @@ class Decoded(NamedTuple):
     "Images, and what happened on the way"
     images: Images
     enlarged: Tensor  # bool [N]: were smaller than they are now, by more than a tenth
+    jpeg: Tensor  # int64 [N]: how many bytes a file has that is JPEG; 0 of others
     skipped: list[str]  # files that can't be read
     left_out: dict[str, list[str]] = {}  # others that are not among the images, by the reason
     said: list[str] = []  # what was unusual, in half sentences
@@ -44,7 +45,7 @@ def decode_files(
     total: int | None = None,
 ) -> Decoded:
     "Files to pixels. ValueError if none can be read, or if their sizes differ and none was asked for"
-    pictures, labels, enlarged = [], [], []
+    pictures, labels, enlarged, jpeg = [], [], [], []
     skipped, absent, why = [], [], ""
     wanted = size and int(size / crop_pct)
     for file, name, label in progress(files, description, total):
@@ -58,10 +59,12 @@ def decode_files(
             continue
         pictures.append(decode(photo, size, crop_pct, interpolation, channels))
         enlarged.append(bool(size) and 1.1 * min(photo.size) < wanted)
+        jpeg.append(_bytes_of_jpeg(file))
         labels.append(label)
     if not pictures: raise ValueError(_none_read(skipped, why))
     left_out = {"rows without an image": absent} if absent else {}
-    return Decoded(_together(pictures, labels, names), torch.tensor(enlarged), skipped, left_out)
+    how = torch.tensor(enlarged), torch.tensor(jpeg)
+    return Decoded(_together(pictures, labels, names), *how, skipped, left_out)
 
 # %% ../nbs/04c_decoding.ipynb #04c00011
 def _together(pictures: list[np.ndarray], labels: list, names: list[str] | None) -> Images:
@@ -70,6 +73,13 @@ def _together(pictures: list[np.ndarray], labels: list, names: list[str] | None)
     x = torch.from_numpy(np.stack(pictures))
     if labels[0] is None: return Images(x)
     return Images(x, *to_labels(labels, names))
+
+
+def _bytes_of_jpeg(file: str | Path | bytes) -> int:
+    "How many bytes it has, if it is JPEG, which takes away fine detail; else 0"
+    if isinstance(file, bytes): return len(file) if file.startswith(b"\xff\xd8\xff") else 0
+    with open(file, "rb") as opened: head = opened.read(3)
+    return os.path.getsize(file) if _bytes_of_jpeg(head) else 0
 
 
 def _none_read(skipped: list[str], why: str) -> str:
@@ -129,7 +139,8 @@ def from_cache(file: Path) -> Decoded | None:
             about = json.loads(f.metadata()["advlook"])
         if (about["format"], about["checksum"]) != (FORMAT, _checksum(tensors)): return None
         images = Images(tensors["x"], tensors.get("y"), about["names"])
-        return Decoded(images, tensors["enlarged"], about["skipped"], about["left_out"], about["said"])
+        told = about["skipped"], about["left_out"], about["said"]
+        return Decoded(images, tensors["enlarged"], tensors["jpeg"], *told)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError):   # absent, cut off or foreign
         return None
 
@@ -138,7 +149,7 @@ def to_cache(file: Path, kept: Decoded) -> None:
     "Keep for later calls; a cache that can't be written is no reason to stop"
     from safetensors.torch import save
     images = kept.images
-    tensors = {"x": images.x, "enlarged": kept.enlarged}
+    tensors = {"x": images.x, "enlarged": kept.enlarged, "jpeg": kept.jpeg}
     if images.y is not None: tensors["y"] = images.y
     told = dict(skipped=kept.skipped, left_out=kept.left_out, said=kept.said)
     about = dict(format=FORMAT, names=images.names, checksum=_checksum(tensors), **told)

@@ -106,8 +106,15 @@ def _about(data: str, split: Split) -> dict:
     if isinstance(split.train, Images): about |= dict(sha256=content_hash(split.train))
     else: about |= dict(stream=repr(split.train))
     if split.test: about |= dict(test_sha256=content_hash(split.test))
+    about |= _notes(split)
     if not split.said: return about
     return about | dict(said_of_test=split.said, split_off=split.said.startswith(NO_TEST))
+
+
+def _notes(split: Split) -> dict:
+    "What was said as they were loaded, such as how small their JPEG files are"
+    notes = dict(note=getattr(split.train, "note", ""), test_note=split.test.note if split.test else "")
+    return {key: note for key, note in notes.items() if note}
 
 
 def _scores(model: torch.nn.Module, test: Images | None, ball) -> dict[str, float]:
@@ -172,7 +179,7 @@ def split_off_before(
         "name others with --data")
     some = test[choose(test.y.numpy(), len(test), n, seed)]
     note = f"{len(some)} of {len(test)} images of {name} that were split off before training"
-    return replace(some, note=note)
+    return replace(some, note=f"{note}, from {test.note}" if test.note else note)
 
 
 def _same_test(data: str, told: dict) -> Images | None:

@@ -85,6 +85,50 @@ def too_much(output):
         if size > 200e3: yield f"a picture of {size / 1e3:.0f} kB"
 
 
+def test_stored_tables_are_whole():
+    "pandas cuts what is long, wide or many; the stored page would show no more than it did"
+    wrong = []
+    for path in notebooks():
+        for number, cell in enumerate(cells(path)):
+            said = [why for output in cell.get("outputs", []) for why in cut_off(output)]
+            wrong += [f"cell {number} of {path} stores {why}" for why in said]
+    advice = 'show less, or `pd.set_option("display.max_colwidth", None)`, or "max_rows", "max_columns"'
+    assert not wrong, "\n".join([*wrong, advice])
+
+
+CUT_TEXT = re.compile(r"(?m)\.\.\.(\s|$)|\s\.\.\s|\bLength: \d+")
+CUT_HTML = re.compile(r"(\.\.\.|…)\s*</t[hd]>")
+SOME_ROWS = re.compile(r"\d+ rows [x×] \d+ columns")   # pandas says so only where it leaves some out
+CONTINUED = re.compile(r" \\\n")   # the other columns follow below
+
+
+def cut_off(output):
+    "What pandas has cut in a stored table, in words"
+    data = {kind: "".join(text) for kind, text in output.get("data", {}).items() if kind.startswith("text/")}
+    text, html = data.get("text/plain", ""), data.get("text/html", "")
+    printed = "".join(output.get("text", ""))
+    if CUT_TEXT.search(text) or SOME_ROWS.search(text): yield "a text that is cut off"
+    if CUT_HTML.search(html) or SOME_ROWS.search(html): yield "a table that is cut off"
+    if CONTINUED.search(text) and not html: yield "a table in parts, and none as HTML"
+    if CONTINUED.search(printed) or SOME_ROWS.search(printed): yield "a printed table that is cut off or in parts"
+
+
+def test_cut_tables_are_seen():
+    import pandas as pd
+    def stored(table): return {"data": {"text/plain": [repr(table)], "text/html": [table._repr_html_()]}}
+    def seen(output): return len([*cut_off(output)])
+
+    wide, long = pd.DataFrame([range(40)]), pd.DataFrame({"sentence": ["a word and " * 9], "n": [1]})
+    many, fine = pd.DataFrame({"n": range(99)}), pd.DataFrame({"n": ["1..2"]}, index=["..., then"])
+    for table in wide, long, many: assert seen(stored(table))
+    assert seen({"data": {"text/plain": [repr(many.n)]}})
+    assert seen({"text": [repr(wide)]})
+    assert not seen(stored(fine))
+    with pd.option_context("display.max_columns", None):
+        assert not seen(stored(wide))   # as HTML it is whole
+        assert seen({"text": [repr(wide)]})
+
+
 @pytest.mark.parametrize("module", ["advlook.attacks", "advlook.gradients"])
 def test_import_is_light(module):
     heavy = "torchvision timm datasets pandas matplotlib scipy accelerate cv2 typer jinja2 IPython ipywidgets"
