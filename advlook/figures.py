@@ -220,7 +220,7 @@ def draw_all(
     yield from draw_maps(models, images, attributions, tables)
     yield from draw_scales(models, images, main_attribution(attributions), tables)
     if len(tables["first_layers"]): yield _draw_kernels(models, tables["first_layers"])
-    yield _draw_curves(trained(models), tables["curves"])
+    yield _draw_curves(trained(models), tables)
 
 
 def _draw_kernels(models: dict[str, nn.Module], table: "pd.DataFrame") -> Drawing:
@@ -228,9 +228,10 @@ def _draw_kernels(models: dict[str, nn.Module], table: "pd.DataFrame") -> Drawin
     return Drawing("first-layers", "First layers", said, _KERNELS, show_first_layers(models))
 
 
-def _draw_curves(names: list[str], curves: "pd.DataFrame") -> Drawing:
+def _draw_curves(names: list[str], tables: dict[str, "pd.DataFrame"]) -> Drawing:
+    curves = tables["curves"]
     fill = (names[0], names[-1]) if len(names) > 1 else None
     caption = _CURVES.format(metric=curves.metric.iloc[0].capitalize())
     if fill: caption += _FILLED.format(*fill)
-    said = " ".join(say_curves(curves, names))
+    said = " ".join(say_curves(tables, names))
     return Drawing("curves", "What they can do without", said, caption, plot_curves(curves, fill))

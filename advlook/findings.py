@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from .callables import accept_functions, accept_transforms, error_line
 from .attacks import pgd
 from .balls import Linf
-from .benchmark import benchmark, paper_transforms, untouched
+from .benchmark import outcomes, paper_transforms, to_table, untouched
 from .core import count_classes, predict, to_float
 from .filters import kernel_statistics
 from .flags import attack_flags
@@ -27,6 +27,7 @@ from .functions import call, in_batches, progress
 from .gradients import loss_grad, margin_grad, vanilla_grad
 from .guided import guided_backprop
 from .images import Images
+from .leads import crossings, leads
 from .comparison import compare, look_scales, shared_images, summarize
 from .models import IMAGENET
 from .robustness import survives
@@ -230,7 +231,7 @@ def measure(
     tables = _run({
         "accuracy under attack": lambda: dict(robustness=measure_robustness(*attacked)),
         "look scale": lambda: _scale_tables(models, asked, attributions, seed),
-        "accuracy under transforms": lambda: dict(curves=benchmark(models, images, curves, batch_size, seed, answers)),
+        "accuracy under transforms": lambda: _curve_tables(models, images, curves, batch_size, seed, answers),
         "first layers": lambda: dict(first_layers=_first_layers(models)),
         "red flags": lambda: dict(flags=_attack_flags(*attacked))})
     tables["scales"] = summarize(tables["scales_per_image"])
@@ -240,6 +241,15 @@ def measure(
 
 def _scale_tables(models, images: Images, attributions: dict, seed: int) -> dict[str, "pd.DataFrame"]:
     return dict(scales_per_image=look_scales(models, images, attributions, (), batch_size=64, seed=seed))
+
+
+def _curve_tables(models, images: Images, curves: dict, batch_size: int, seed: int, answers) -> dict:
+    "Accuracy under transforms, and who leads: the last of the trained models, or the first"
+    results = outcomes(models, images, curves, batch_size, seed, answers)
+    tables, names = dict(curves=to_table(results, images)), trained(models)
+    if len(names) < 2: return tables
+    pair = results, names[0], names[-1]
+    return tables | dict(leads=leads(*pair), crossings=crossings(*pair, seed=seed))
 
 
 def _run(stages: dict[str, Callable]) -> dict:

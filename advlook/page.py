@@ -124,6 +124,9 @@ UNITS: dict[str, dict[str, str]] = {  # table -> column -> its name in the file
     "scales_per_image": _SCALE | {"image": "image_number"},
     "ratios": _RATIO | _COUNTS,
     "first_layers": {"value": "value_of_metric"},
+    "leads": {"difference": "share_of_images_second_minus_first", "low": "share_low_95", "high": "share_high_95",
+              "p": "p_mcnemar_holm"} | _COUNTS,
+    "crossings": {"at": "strength", "low": "strength_low_95", "high": "strength_high_95"},
 }
 
 

@@ -92,7 +92,7 @@ def _page_in(out: str | Path) -> Path:
 
 def _lead(tables: dict, attribution: str, names: list[str]) -> list[str]:
     "The sentences at the head of a report"
-    curves = " ".join(say_curves(tables["curves"], names))
+    curves = " ".join(say_curves(tables, names))
     return say_scales(tables, attribution, names) + ([curves] if curves else [])
 
 

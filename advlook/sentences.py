@@ -157,12 +157,14 @@ def say_ladder(
     return [sentence]
 
 # %% ../nbs/61b_sentences.ipynb #e9ad90e3
-def say_curves(curves: "pd.DataFrame", names: list[str]) -> list[str]:
-    "Where the last model overtakes the first; of a single model, the points that a person wants to know"
-    if len(names) < 2: return [_say_points(curves, names[0])]
-    parts = curves.groupby("transform", sort=False)
-    said = [_say_overtakes(transform, part, names[0], names[-1]) for transform, part in parts]
-    return [sentence for sentence in said if sentence]
+def say_curves(
+    tables: dict[str, "pd.DataFrame"],  # curves; of several models also leads and crossings
+    names: list[str],  # of the models
+) -> list[str]:
+    "Who leads, and where the one passes the other; of a single model, the points that a person wants to know"
+    if len(names) < 2: return [_say_points(tables["curves"], names[0])]
+    parts = tables["leads"].groupby("transform", sort=False)
+    return [_say_lead(transform, part, tables["crossings"]) for transform, part in parts]
 
 
 def _say_points(curves: "pd.DataFrame", name: str) -> str:
@@ -171,14 +173,24 @@ def _say_points(curves: "pd.DataFrame", name: str) -> str:
     return f"{curves.metric.iloc[0].capitalize()} of {name}: {'; '.join(points)}."
 
 
-def _say_overtakes(transform: str, part: "pd.DataFrame", first: str, last: str) -> str:
-    wide = part.pivot(index="strength", columns="model", values="value")
-    ahead = wide[last] - wide[first]
-    noise = 2 * np.sqrt(0.5 / part.n.iloc[0])
-    when = ahead.index[ahead > noise]
-    if not len(when): return f"Under {transform}, {last} is nowhere clearly ahead of {first}."
-    if ahead.iloc[0] > noise: return ""   # ahead from the beginning
-    return f"Under {transform}, {last} overtakes {first} from strength {when[0]:g} on."
+def _say_lead(transform: str, part: "pd.DataFrame", crossings: "pd.DataFrame") -> str:
+    "Of the last of the models against the first; a difference is clear at 5 %, corrected over the strengths"
+    first, second = part["first"].iloc[0], part["second"].iloc[0]
+    clear = part[part.p < 0.05]
+    if not len(clear): return f"Under {transform}, it can't be told which of {first} and {second} is ahead."
+    ahead, behind = (second, first) if clear.difference.iloc[-1] > 0 else (first, second)
+    lead = clear.difference * (1 if ahead == second else -1)
+    most = f"by up to {100 * lead.max():.0f} points (at {clear.strength[lead.idxmax()]:g})"
+    if (lead > 0).all(): return f"Under {transform}, {ahead} is ahead of {behind}, {most}."
+    return f"Under {transform}, {ahead} passes {behind}{_say_where(transform, ahead, crossings)} and is then ahead, {most}."
+
+
+def _say_where(transform: str, ahead: str, crossings: "pd.DataFrame") -> str:
+    found = crossings[(crossings["transform"] == transform) & (crossings.second == ahead)]
+    if not len(found): return ""
+    r = found.iloc[0]
+    interval = f" [{r.low:.2g}, {r.high:.2g}]" if np.isfinite([r.low, r.high]).all() else ""
+    return f" at {r['at']:.2g}{interval}"
 
 
 def say_kernels(table: "pd.DataFrame", names: list[str]) -> str:
