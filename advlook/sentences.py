@@ -182,7 +182,8 @@ def _say_lead(transform: str, part: "pd.DataFrame", crossings: "pd.DataFrame") -
     lead = clear.difference * (1 if ahead == second else -1)
     most = f"by up to {100 * lead.max():.0f} points (at {clear.strength[lead.idxmax()]:g})"
     if (lead > 0).all(): return f"Under {transform}, {ahead} is ahead of {behind}, {most}."
-    return f"Under {transform}, {ahead} passes {behind}{_say_where(transform, ahead, crossings)} and is then ahead, {most}."
+    where = _say_where(transform, ahead, crossings)
+    return f"Under {transform}, {ahead} passes {behind}{where} and is then ahead, {most}."
 
 
 def _say_where(transform: str, ahead: str, crossings: "pd.DataFrame") -> str:
