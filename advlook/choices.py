@@ -56,6 +56,7 @@ ATTACKS: dict[str, str] = {  # name -> the page that holds it
     "mi_fgsm": "attacks",
     "virtual_adversarial": "variants",
     "apgd": "apgd",
+    "strong": "strong",
     "fab": "fab",
     "square": "square",
     "autoattack": "autoattack",

@@ -52,7 +52,7 @@ def look(
         help="Radius of the attack's ball: 4/255 or 0.0157; default in l_inf: 4/255")] = None,
     norm: Annotated[str, Option(help="Of the ball: linf, l2, l1 or l0")] = "linf",
     attack: Annotated[Optional[str], Option(
-        help="An attack's name, such as apgd, or module:function; default: PGD-10")] = None,
+        help="An attack's name, such as apgd, or module:function; default: strong")] = None,
     attribution: Annotated[Optional[list[str]], Option(
         metavar="NAME=MODULE:FUNCTION",
         help="An attribution (model, x, y) -> map of your own, beside ours; repeat for more")] = None,

@@ -24,14 +24,14 @@ def evaluate(
     data: Annotated[Optional[str], Option(
         help="A data set of the catalogue or a folder; default: what the model was trained on")] = None,
     attack: Annotated[str, Option(
-        help=f"{', '.join(ATTACKS)}, or module:function")] = "pgd",
+        help=f"{', '.join(ATTACKS)}, or module:function")] = "strong",
     eps: Annotated[Optional[str], Option(
         help="Radius of the ball: 4/255 or 0.0157; default in l_inf: 4/255")] = None,
     norm: Annotated[str, Option(help="linf, l2, l1 or l0")] = "linf",
     classes: Annotated[Optional[Path], Option(
         help="A file that says which class of the model each class of the images is")] = None,
     steps: Annotated[Optional[int], Option(
-        min=1, help="Of attacks in steps; default: 20 of pgd, else the attack's own")] = None,
+        min=1, help="Of attacks in steps; default: the attack's own, 20 of strong and pgd")] = None,
     restarts: Annotated[Optional[int], Option(min=1, help="Of pgd and apgd; default: 1")] = None,
     version: Annotated[Optional[str], Option(
         help="Of autoattack: standard, plus or rand; default: standard")] = None,

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from .callables import accept_functions, accept_transforms, error_line
-from .attacks import pgd
 from .balls import Linf
 from .benchmark import outcomes, paper_transforms, to_table, untouched
 from .core import count_classes, predict, to_float
@@ -31,6 +30,7 @@ from .leads import crossings, leads
 from .comparison import compare, look_scales, shared_images, summarize
 from .models import IMAGENET
 from .robustness import survives
+from .strong import strong
 
 if TYPE_CHECKING: import pandas as pd
 
@@ -210,7 +210,7 @@ def measure(
     models: dict[str, nn.Module],
     images: Images,
     attributions: dict[str, Callable] | None = None,  # name -> (model, x, y) -> map; None: ATTRIBUTIONS
-    attack: Callable | None = None,  # (model, x, y) -> x_adv; None: PGD-10 in the ball
+    attack: Callable | None = None,  # (model, x, y) -> x_adv; None: `strong` in the ball
     ball=Linf(4/255),
     batch_size: int = 256,
     seed: int = 0,
@@ -219,7 +219,7 @@ def measure(
 ) -> tuple[dict[str, "pd.DataFrame"], Images, dict[str, Callable], list[str]]:  # tables; images, attributions; notes
     "Everything, with a progress bar over the stages. ValueError for functions that are none"
     attributions = ATTRIBUTIONS if attributions is None else accept_functions(attributions)
-    attack = attack or partial(pgd, ball=ball, steps=10)
+    attack = attack or partial(strong, ball=ball, steps=20)
     curves = our_transforms(models, images, transforms)
     answers = known_answers(models, images, batch_size, answers)
     ground, notes = common_ground(models, images, batch_size, answers)

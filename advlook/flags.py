@@ -27,12 +27,13 @@ from .losses import LOSSES
 from .passes import gradient
 from .robustness import evaluate_attack, share_of
 from .square import square
+from .strong import strong
 
 # %% ../nbs/19c_flags.ipynb #1901cb3f
 def attack_flags(
     model: nn.Module,
     images: Images,
-    attack: Callable = partial(pgd, steps=10),  # takes ball=
+    attack: Callable = strong,  # takes ball=
     ball=Linf(4/255),
     batch_size: int = 256,
     seed: int = 0,
@@ -141,6 +142,7 @@ def _attacked(model, images, attack, ball, batch_size, seed, queries) -> list[st
     try:
         survived = survivors(images, attack, ball)
         flags = _radii(survivors, attack, ball, survived, images)
+        flags += _another_loss(survivors, ball, survived, images)
         return flags + _without_gradients(survivors, ball, survived, images, queries) + said
     except ValueError as error: return [*said, _sentence(error)]
 
@@ -193,3 +195,16 @@ def _without_gradients(survivors: Callable, ball, survived, images, queries) -> 
     return [f"An attack that uses no gradients ({queries} queries of square) fools the model on "
             f"{fooled:.0%} of the images "
             "that survived the attack with gradients: these are masked, or the attack is weak."]
+
+# %% ../nbs/19c_flags.ipynb #19c00024
+def _another_loss(survivors: Callable, ball, survived, images) -> list[str]:
+    "Does PGD on the margin fool the model where the attack did not?"
+    if not isinstance(ball, (Linf, L2, L1)): return []
+    left, steps = images[survived], 40
+    if not len(left): return []
+    by_margin = partial(pgd, ball=ball, steps=steps, step_size=ball.eps / 4, loss="margin")
+    felled = len(left) - int(survivors(left, by_margin, ball).sum())
+    if felled < max(3, 0.05 * len(images)): return []
+    return [f"Another loss and other steps (PGD on the margin, {steps} steps of a quarter of the radius) fool "
+            f"the model on {felled} of {len(left)} images that survived the attack: it is too weak; "
+            "take strong, or autoattack."]

@@ -105,8 +105,9 @@ def _about(model: nn.Module) -> str:
 
 def in_short(attack: Callable, ball) -> str:
     "PGD-10, l_inf, eps 4/255"
-    steps = getattr(attack, "keywords", {}).get("steps")
-    name = describe(getattr(attack, "func", attack)).upper() + (f"-{steps}" if steps else "")
+    function, settings = getattr(attack, "func", attack), getattr(attack, "keywords", {})
+    if hasattr(function, "in_short"): name = function.in_short(**settings)
+    else: name = describe(function).upper() + (f"-{settings['steps']}" if settings.get("steps") else "")
     kind = type(ball).__name__
     norm = {"Linf": "l_inf", "L2": "l_2", "L1": "l_1", "L0": "l_0"}.get(kind, kind)
     radius = f"{ball.eps * 255:.3g}/255" if norm == "l_inf" else f"{ball.eps:.3g}"

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from .accept import accept_images
 from .asked import accept_models
 from .align import align_classes
-from .attacks import pgd
 from .balls import Linf
 from .callables import error_line
 from .core import device_of, frozen, logits, predict, to_float
@@ -32,6 +31,7 @@ from .page import Report, how_made, in_short, write_page
 from .preparation import describe_preparation
 from .redflags import red_flags
 from .sentences import count, people_table, say_curves, say_ladder, say_scales
+from .strong import strong
 
 # %% ../nbs/62_report.ipynb #c0ffee12
 def report(
@@ -39,7 +39,7 @@ def report(
     images: Images,  # labels may be missing; or what `accept_images` takes: (images, labels), arrays, a torch data set
     out: str | Path = "advlook-report",  # folder
     ball=None,  # None: the attack's own, else Linf(4/255)
-    attack: Callable | None = None,  # (model, x, y) -> x_adv; None: PGD-10 in the ball
+    attack: Callable | None = None,  # (model, x, y) -> x_adv; None: `strong` in the ball
     maps: int | None = None,  # photos to show maps of; None: 12 small ones or 6 large ones
     seed: int = 0,
     batch_size: int = 256,
@@ -59,7 +59,7 @@ def report(
     """
     ball = (bound_ball(attack) or Linf(4/255)) if ball is None else ball
     _check_settings(ball, attack, maps, batch_size)
-    asked, attack = join_ours(ATTRIBUTIONS, attributions), attack or partial(pgd, ball=ball, steps=10)
+    asked, attack = join_ours(ATTRIBUTIONS, attributions), attack or partial(strong, ball=ball, steps=20)
     controls = say_ladder(models) if isinstance(models, dict) else []
     models, images, notes, answers = _fit_together(models, images, list(notes or []), classes, show_images, batch_size)
     if not show_images: images, command = replace(images, note=f"{count(len(images))} not shown"), None

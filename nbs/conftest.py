@@ -117,8 +117,8 @@ class Cells(pytest.Item):
 
 @contextmanager
 def alone():
-    "Seeds on entry; on exit the process is as it was, whatever the notebook did to torch, matplotlib and Python"
-    import matplotlib, numpy, torch
+    "Seeds on entry; on exit the process is as it was, whatever the notebook did to torch, pandas, matplotlib, Python"
+    import matplotlib, numpy, pandas, torch
     from matplotlib import pyplot
     threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
     for seed in random.seed, numpy.random.seed, torch.manual_seed: seed(0)
@@ -129,6 +129,7 @@ def alone():
         finally:
             torch.set_num_threads(threads)
             torch.set_default_dtype(dtype)
+            pandas.reset_option("^display.(width|max_)")
             pyplot.close("all")
             pyplot.switch_backend("agg")
             sys.modules["__main__"] = main
