@@ -60,7 +60,7 @@ def _falls(model: nn.Module, x_adv: Tensor, y: Tensor, stop: Callable | None) ->
 # %% ../nbs/16d_strong.ipynb #16d00014
 def in_short(steps: int = 20, **settings) -> str:
     "The attack in a few words, for tables and captions"
-    return f"APGD-CE+T, {steps} steps each"
+    return f"APGD-CE+T-{steps}"
 
 
 strong.in_short = in_short   # a caption asks the attack

@@ -7,7 +7,7 @@ Each attack is crafted fast and judged in float32, on the same test images. `pas
 through the network forwards and backwards, divided by n. `who` are the survivors, one bit an image, in hexadecimal.
 
 The reference are AutoAttack's own first two stages at full length (APGD on cross-entropy, then targeted APGD to nine
-classes, 100 steps each), on the images that survive the default attack; so it counts what survives both, and the
+classes-100), on the images that survive the default attack; so it counts what survives both, and the
 distance from it can only be too large. Where a model's manifest has the whole AutoAttack on 100 or 200 of these
 images, that is a row of its own, "AutoAttack on 100", and default and reference have one on the same images. A second
 call goes on where the first was killed, and measures anew what has other weights.
@@ -36,7 +36,7 @@ from common import fingerprint, processor
 
 CODE = "apgd", "attacks", "strong", "losses", "pace"
 COLUMNS = "set run eps attack n accuracy robust_accuracy passes who weights".split()
-DEFAULT, REFERENCE, WHOLE = "APGD-CE+T, 20 steps each", "APGD-CE+T, 100 steps, 9 classes", "AutoAttack"
+DEFAULT, REFERENCE, WHOLE = "APGD-CE+T-20", "APGD-CE+T-100, 9 classes", "AutoAttack"
 CELLS = [(name, run, eps) for name, run, radii in (
     ("imagenette", "std-0", ("4/255", "2/255")),
     ("cifar10", "std-0", ("4/255", "0.005")),
@@ -56,8 +56,8 @@ def short_attacks(ball) -> dict[str, dict]:
     return {
         "PGD-10": dict(ce=partial(pgd, ball=ball, steps=10)),
         "PGD-20": dict(ce=partial(pgd, ball=ball, steps=20)),
-        "APGD-CE+DLR, 20 steps each": dict(ce=climbs(steps=20), dlr=climbs(steps=20, loss="dlr")),
-        "APGD-CE+T, 10 steps each": dict(all=partial(strong, ball=ball, steps=10)),
+        "APGD-CE+DLR-20": dict(ce=climbs(steps=20), dlr=climbs(steps=20, loss="dlr")),
+        "APGD-CE+T-10": dict(all=partial(strong, ball=ball, steps=10)),
         DEFAULT: dict(all=partial(strong, ball=ball))}
 
 
