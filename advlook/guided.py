@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
-from .gradients import input_gradient
 from .losses import logit
+from .sensitivity import input_gradient
 
 # %% ../nbs/32_guided.ipynb #1cb3b491
 def nodes(

@@ -14,11 +14,11 @@ from advlook.attacks import fgsm, pgd
 from advlook.autoattack import autoattack_table
 from advlook.balls import L1, L2, Linf
 from advlook.core import answers, predict, refused, scores, to_float, whole_float32
-from advlook.functions import describe
+from advlook.functions import call, describe
 from advlook.images import Images
 from advlook.noise import PerImage, image_seeds
 from advlook.fab import fab
-from advlook.gradients import loss_grad, vanilla_grad
+from advlook.gradients import integrated_grad, loss_grad, smooth_grad, vanilla_grad
 from advlook.guided import guided_backprop
 from advlook.minimal import deepfool
 from advlook.objectives import make_objective
@@ -96,9 +96,12 @@ def test_attacks_agree(pair, attack):
     assert near.median() < 2e-3, near   # a sign that flips near 0 moves a pixel; most stay
 
 
-@pytest.mark.parametrize("attribution", [vanilla_grad, loss_grad, guided_backprop])
+AVERAGES = partial(smooth_grad, copies=5), partial(integrated_grad, steps=5)
+
+
+@pytest.mark.parametrize("attribution", [vanilla_grad, loss_grad, guided_backprop, *AVERAGES])
 def test_attributions_agree(pair, attribution):
-    ours, theirs = on_both(pair, lambda model, x, y, g: attribution(model, x, y))
+    ours, theirs = on_both(pair, partial(call, attribution))
     assert torch.allclose(ours, theirs, atol=1e-3 * ours.abs().max().item())
 
 

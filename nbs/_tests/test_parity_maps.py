@@ -5,6 +5,7 @@ its rectifiers as functions.
 """
 import copy
 from functools import partial
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -12,8 +13,11 @@ import torch.nn.functional as F
 import torchvision
 from torch import nn
 
-from advlook.gradients import vanilla_grad
+from advlook.activations import find_layer
+from advlook.cam import grad_cam, grad_cam_pp
+from advlook.gradients import gradient_times_input, integrated_grad, smooth_grad, vanilla_grad
 from advlook.guided import deconvnet, guided_backprop
+from advlook.noise import PerImage, draw, image_seeds
 
 
 @pytest.fixture
@@ -99,3 +103,71 @@ def test_guided_rules_equal_captum(name, ours, peer, bench):
     twin = for_captum(model)
     assert torch.allclose(twin(x), model(x))
     equal(getattr(peer("captum.attr"), name)(twin).attribute(x, y), ours(model, x, y))
+
+
+def test_gradient_times_input_equals_captum(peer, bench):
+    model, x, y = bench
+    theirs = peer("captum.attr").InputXGradient(model).attribute(x, y)
+    equal(theirs, gradient_times_input(model, x, y))
+
+
+@pytest.mark.parametrize("factor", [True, False])
+@pytest.mark.parametrize("baseline", ["black", "mean"])
+def test_integrated_gradients_equal_captum(peer, bench, factor, baseline):
+    model, x, y = bench
+    start = x.mean((2, 3), keepdim=True).expand_as(x) if baseline == "mean" else 0 * x
+    theirs = peer("captum.attr").IntegratedGradients(model, multiply_by_inputs=factor)
+    expected = theirs.attribute(x, start, y, n_steps=10, method="gausslegendre")
+    equal(expected, integrated_grad(model, x, y, baseline, 10, factor))
+
+
+COPIES = 6
+THEIRS = dict(mean="smoothgrad", square="smoothgrad_sq", variance="vargrad")
+
+
+@pytest.mark.parametrize("statistic, name", THEIRS.items())
+def test_smooth_grad_equals_captum(peer, bench, statistic, name):
+    "With the same noise; their sigma is one number, so every image gets the range 1, and they take all copies at once"
+    model, x, y = bench
+    attr = peer("captum.attr")
+    x[:, 0, 0, 0], x[:, 0, 0, 1] = 0, 1
+    seeds = image_seeds(0, len(x))
+    streams = PerImage(seeds)
+    noise = torch.stack([draw(torch.randn, x, streams) for _ in range(COPIES)], 1).flatten(0, 1)   # image by image
+    tunnel = attr.NoiseTunnel(attr.Saliency(model))
+    with patch("captum.attr._core.noise_tunnel.torch.normal", lambda mean, stdev: 0.15 * noise):
+        theirs = tunnel.attribute(x, name, COPIES, target=y, abs=False)
+    equal(theirs, smooth_grad(model, x, y, COPIES, statistic=statistic, generator=PerImage(seeds)))
+
+
+LAYERS = {nn.Sequential: ("4", "1"), torchvision.models.ResNet: ("layer4", "layer2"), Functional: ("two", "one")}
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_grad_cam_equals_captum(peer, bench, which):
+    model, x, y = bench
+    name = LAYERS[type(model)][which]
+    if isinstance(model, torchvision.models.ResNet): x = F.interpolate(x, size=64)   # two places a side are left
+    theirs = peer("captum.attr").LayerGradCam(model, find_layer(model, name))
+    for relu in True, False:
+        maps = theirs.attribute(x, y, relu_attributions=relu)
+        equal(maps, grad_cam(model, x, y, name, upsample=False, relu=relu))
+        larger = peer("captum.attr").LayerAttribution.interpolate(maps, x.shape[2:], "bilinear")
+        equal(larger, grad_cam(model, x, y, name, relu=relu))
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_grad_cam_pp_equals_grad_cam(peer, bench, which):
+    "Its maps before they are stretched to [0,1]; of large logits, since it adds 1e-6 to the denominator"
+    model, x, y = bench
+    name = LAYERS[type(model)][which]
+    if isinstance(model, torchvision.models.ResNet): x = F.interpolate(x, size=64)
+    *_, head = (m for m in model.modules() if isinstance(m, nn.Linear))
+    head.weight.data *= 1e5
+    layer, targets = find_layer(model, name), [lambda z, k=k: z[k] for k in y.tolist()]
+    with peer("pytorch_grad_cam").GradCAMPlusPlus(model, [layer]) as theirs:
+        theirs(x, targets)
+        seen = theirs.activations_and_grads
+        A, g = seen.activations[0].numpy(), seen.gradients[0].numpy()
+        maps = torch.tensor(theirs.get_cam_image(x, layer, targets, A, g)).relu()[:, None]
+    equal(maps, grad_cam_pp(model, x, y, name, upsample=False), 1e-4)

@@ -107,11 +107,10 @@ def write(rows: list[dict], args) -> None:
 
 
 def pairs(folders: dict[str, Path]):
-    "(set, run, photos): each model on its own photos, those of the source on all"
-    for run in bundled_runs()[MODELS]:
-        if run.startswith("std-"): yield from ((MODELS, run, photos) for photos in folders)
-    for photos in folders:
-        if photos != SOURCE: yield photos, "std-0", photos
+    "(set, run, photos): each model on its own photos first, then those of the source on all"
+    coarse, runs = [photos for photos in folders if photos != SOURCE], bundled_runs()[MODELS]
+    yield from ((photos, "std-0", photos) for photos in coarse)
+    for photos in SOURCE, *coarse: yield from ((MODELS, run, photos) for run in runs if run.startswith("std-"))
 
 
 def main():
