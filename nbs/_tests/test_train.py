@@ -243,7 +243,7 @@ def test_evaluate_joins_its_result(trained, advlook, tmp_path):  # noqa: F811
         fast = "pgd" in key and bfloat16   # what was done, not what was wished
         assert ("bfloat16" in result["attack"]) == fast
     before = manifest(tmp_path/"run")["evaluated"]
-    code, out, err = advlook("evaluate", "run", "--n", 4, "--steps", 3)
+    code, out, err = advlook("evaluate", "run", "--attack", "pgd", "--n", 4, "--steps", 3)
     assert code == 0 and "over 20 images" in out, out + err
     assert manifest(tmp_path/"run")["evaluated"] == before
 
