@@ -65,7 +65,7 @@ class Halving:
 
     @classmethod
     def begin(cls, s: Search, ball, dense: bool) -> "Halving":
-        size = torch.full_like(s.value, 2 * ball.eps)
+        size = torch.full_like(s.value, 2 * ball.eps, dtype=s.x.dtype)   # logits may be wider than images
         return cls(size, s.best_value, torch.ones_like(s.adversarial))
 
     def step(self, s: Search, ball, alpha: float) -> Tensor:
@@ -96,7 +96,7 @@ class Sparse:
 
     @classmethod
     def begin(cls, s: Search, ball, dense: bool) -> "Sparse":
-        size = torch.full_like(s.value, ball.eps)
+        size = torch.full_like(s.value, ball.eps, dtype=s.x.dtype)
         every = s.x[0].numel()
         if dense: return cls(size, torch.full_like(size, 0.2), torch.full_like(size, every))
         changed = count_changed(s.best.x_adv - s.x)
