@@ -561,9 +561,7 @@ def test_no_network(tmp_path, hasty):
     assert loaded(tmp_path, state, num_classes=7)(X).shape == (2, 7)
 
 
-def test_what_a_file_could_be(tmp_path, monkeypatch):
-    "Given the time: on a busy machine two seconds may end before the right family's turn"
-    monkeypatch.setattr(fitting.nearest, "__defaults__", (None, 20))
+def test_what_a_file_could_be(tmp_path):
     said = "the weights fit torchvision:resnet18 or timm:resnet18: write FILE:torchvision:resnet18"
     assert said in refusal(tmp_path, network().state_dict(), None)
 

@@ -13,12 +13,19 @@ from pathlib import Path
 
 import torch
 
+from advlook.catalog import CATALOG
+from advlook.scales import MADE
 from advlook.zoo import bundled_folder, bundled_runs, manifest
 
 
 def radius(name: str, run: str) -> str:
     "The eps at which a model's manifest has it attacked, as words"
     return manifest(name, run)["attack"].rpartition(" ")[2]
+
+
+def at_hand(name: str, run: str) -> bool:
+    "Is the data set one that anybody can load by its name?"
+    return manifest(name, run)["data"]["name"] in (*CATALOG, *MADE)
 
 
 def main():
@@ -31,9 +38,7 @@ def main():
     parser.add_argument("--list", action="store_true", help="only say what there is")
     args = parser.parse_args()
     args.states.mkdir(parents=True, exist_ok=True)
-    # the photos of imagenette-q10 and -q30 are made by scales/jpeg.py
-    known = {name: runs for name, runs in bundled_runs().items() if "-q" not in name}
-    everything = [f"{name}/{run}" for name, runs in known.items() for run in runs]
+    everything = [f"{name}/{run}" for name, runs in bundled_runs().items() for run in runs if at_hand(name, run)]
     for full in args.names or everything:
         name, run = full.split("/")
         done = manifest(name, run).get("evaluated", {}).get(f"autoattack linf {radius(name, run)}")

@@ -7,7 +7,7 @@ Each attack is crafted fast and judged in float32, on the same test images. `pas
 through the network forwards and backwards, divided by n. `who` are the survivors, one bit an image, in hexadecimal.
 
 The reference are AutoAttack's own first two stages at full length (APGD on cross-entropy, then targeted APGD to nine
-classes-100), on the images that survive the default attack; so it counts what survives both, and the
+classes, 100 steps each), on the images that survive the default attack; so it counts what survives both, and the
 distance from it can only be too large. Where a model's manifest has the whole AutoAttack on 100 or 200 of these
 images, that is a row of its own, "AutoAttack on 100", and default and reference have one on the same images. A second
 call goes on where the first was killed, and measures anew what has other weights.

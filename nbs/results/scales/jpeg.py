@@ -97,7 +97,7 @@ def measure(model, images, seed: int):
 
 
 def write(rows: list[dict], args) -> None:
-    about = dict(command="python nbs/results/scales/jpeg.py", date=time.strftime("%Y-%m-%d"), n=args.n, seed=args.seed)
+    about = dict(command=f"python nbs/results/scales/jpeg.py --n {args.n}", date=time.strftime("%Y-%m-%d"), n=args.n, seed=args.seed)
     about |= dict(attack=strong.in_short(), threads=args.threads, device="cpu", versions=versions())
     with atomic(HERE / "jpeg.json") as part: part.write_text(json.dumps(about, indent=1) + "\n")
     with atomic(HERE / "jpeg.csv") as part, part.open("w", newline="") as out:
