@@ -26,14 +26,16 @@ if TYPE_CHECKING: import pandas as pd
 def stages(
     model: nn.Module,
 ) -> list[list[str]]:  # from the image to the logits, in the order in which the model lists them
-    "The names of the layers that are re-drawn together. ValueError if there is none"
-    found = []
+    "The names of the layers that are re-drawn together. ValueError where weights can't be, or there are none"
+    found, others = [], []
     for name, module in model.named_modules():
-        if not hasattr(module, "reset_parameters") or not any(True for _ in module.parameters(recurse=False)): continue
-        if _is_norm(module) and found: found[-1].append(name)
-        else: found.append([name])
-    if found: return found
-    raise ValueError(f"{type(model).__name__} has no layers whose weights can be re-drawn (with reset_parameters)")
+        own = [f"{name}.{weight}" for weight, _ in module.named_parameters(recurse=False)]
+        if not hasattr(module, "reset_parameters"): others += own
+        elif _is_norm(module) and own and found: found[-1].append(name)
+        elif own: found.append([name])
+    if found and not others: return found
+    what = f"weights such as {others[0]}, which no" if others else "no weights that a"
+    raise ValueError(f"{type(model).__name__} has {what} reset_parameters() draws anew; give their layer such a method")
 
 
 def _is_norm(module: nn.Module) -> bool:
@@ -43,7 +45,7 @@ def _is_norm(module: nn.Module) -> bool:
 def redrawn(
     model: nn.Module,
     names: list[str],  # of layers, as `stages` has them
-    x: Tensor,  # images [N,C,H,W], from which batch normalization estimates its statistics anew
+    x: Tensor,  # images [N,C,H,W], from up to 256 of which batch normalization estimates its statistics anew
     seed: int = 0,
 ) -> nn.Module:  # a copy, in evaluation mode; the model stays as it was
     "These layers with new weights; every batch normalization with statistics that fit them"
@@ -56,11 +58,11 @@ def redrawn(
 
 @torch.no_grad()
 def _estimate_anew(model: nn.Module, x: Tensor) -> None:
-    "The mean and variance of all of `x`, as a single batch"
+    "The mean and variance of up to 256 images, as a single batch"
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     momenta = [m.momentum for m in norms]
     for m in norms: m.train().momentum = 1.0
-    model(to_float(x).to(device_of(model)))
+    model(to_float(x[:256]).to(device_of(model)))
     for m, momentum in zip(norms, momenta): m.eval().momentum = momentum
 
 # %% ../nbs/37_sanity.ipynb #05ba96fe

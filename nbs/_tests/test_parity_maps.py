@@ -18,12 +18,7 @@ from advlook.cam import grad_cam, grad_cam_pp
 from advlook.gradients import gradient_times_input, integrated_grad, smooth_grad, vanilla_grad
 from advlook.guided import deconvnet, guided_backprop
 from advlook.noise import PerImage, draw, image_seeds
-
-
-@pytest.fixture
-def peer():
-    how = "bash nbs/bench/peers.sh, then run the tests with the python that it makes"
-    return lambda name: pytest.importorskip(name, reason=f"{name} is not installed here: {how}")
+from test_parity import peer  # noqa: F401
 
 
 def small():

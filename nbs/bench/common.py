@@ -125,6 +125,16 @@ class Rows:
         part.replace(self.json)
 
 
+def write_down(stem: Path, columns: list[str], rows: list[dict], about: dict) -> None:
+    "A whole table of results, and beside it how it came to be"
+    from advlook.files import atomic
+    with atomic(stem.with_suffix(".json")) as part: part.write_text(json.dumps(about, indent=1) + "\n")
+    with atomic(stem.with_suffix(".csv")) as part, part.open("w", newline="") as out:
+        writer = csv.DictWriter(out, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
 def command() -> str:
     "The command line that runs, as anyone would type it"
     words = [word for word in sys.argv[1:] if word != "--again"]

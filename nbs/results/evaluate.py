@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from advlook.catalog import CATALOG
+from advlook.catalog import CATALOG, local_folder
 from advlook.scales import MADE
 from advlook.zoo import bundled_folder, bundled_runs, manifest
 
@@ -24,8 +24,9 @@ def radius(name: str, run: str) -> str:
 
 
 def at_hand(name: str, run: str) -> bool:
-    "Is the data set one that anybody can load by its name?"
-    return manifest(name, run)["data"]["name"] in (*CATALOG, *MADE)
+    "Can its data set be loaded by name?"
+    data = manifest(name, run)["data"]["name"]
+    return data in (*CATALOG, *MADE) or local_folder(data) is not None
 
 
 def main():

@@ -25,14 +25,14 @@ from advlook.autoattack import stages
 from advlook.balls import Linf
 from advlook.core import predict
 from advlook.data import load_images
-from advlook.files import atomic, versions
+from advlook.files import versions
 from advlook.robustness import survives, worst_case
 from advlook.strong import strong
 from advlook.zoo import load_bundled, manifest
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[1] / "bench"))
-from common import fingerprint, processor
+from common import fingerprint, processor, write_down
 
 CODE = "apgd", "attacks", "strong", "losses", "pace"
 COLUMNS = "set run eps attack n accuracy robust_accuracy passes who weights".split()
@@ -147,11 +147,7 @@ def note() -> dict:
 
 
 def write(rows: list[dict], about: dict) -> None:
-    with atomic(HERE / "strength.json") as part: part.write_text(json.dumps(about, indent=1) + "\n")
-    with atomic(HERE / "strength.csv") as part, part.open("w", newline="") as out:
-        writer = csv.DictWriter(out, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_down(HERE / "strength", COLUMNS, rows, about)
 
 
 def main():

@@ -25,7 +25,7 @@ from advlook.strong import strong
 from advlook.zoo import bundled, bundled_runs, manifest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
-from common import fingerprint, processor
+from common import fingerprint, processor, write_down
 
 HERE = Path(__file__).parent
 RADII = 0.005, 0.01
@@ -57,15 +57,6 @@ def share(mask):
     return len(mask), mask.float().mean().item()
 
 
-def write(file, rows):
-    part = file.with_suffix(".part")
-    with part.open("w", newline="") as out:
-        writer = csv.DictWriter(out, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    part.replace(file)
-
-
 def known_rows(settings):
     "What was measured before, if it was with these settings; otherwise all is measured anew"
     file, about = HERE / "table1.csv", HERE / "table1.json"
@@ -79,8 +70,7 @@ def known_rows(settings):
 def note(settings, command):
     "How the table came to be"
     about = dict(command=command, date=time.strftime("%Y-%m-%d")) | settings
-    about |= dict(code={module: fingerprint(module) for module in CODE}, device=processor(), versions=versions())
-    (HERE / "table1.json").write_text(json.dumps(about, indent=1) + "\n")
+    return about | dict(code={module: fingerprint(module) for module in CODE}, device=processor(), versions=versions())
 
 
 def weights_of(name, run, other):
@@ -128,10 +118,10 @@ def main():
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    about = "l_inf, one random start, crafted fast, judged in float32"
-    settings = dict(attacks=list(ATTACKS), about=about, n=args.n, few=args.few, seed=args.seed, radii=list(RADII))
+    words = "l_inf, one random start, crafted fast, judged in float32"
+    settings = dict(attacks=list(ATTACKS), about=words, n=args.n, few=args.few, seed=args.seed, radii=list(RADII))
     done = known_rows(settings)
-    note(settings, f"python nbs/results/paper/table1.py --n {args.n} --few {args.few}")
+    about = note(settings, f"python nbs/results/paper/table1.py --n {args.n} --few {args.few}")
     for name, runs in bundled_runs().items():
         if name not in bundled(): continue   # no pair
         data = manifest(name, runs[0])["data"]["name"]
@@ -142,7 +132,7 @@ def main():
             for run in runs:
                 new = list(rows_of(name, run, runs, cell, done))
                 done = without_older(done, new) + new
-                write(HERE / "table1.csv", sorted(done, key=order))
+                write_down(HERE / "table1", COLUMNS, sorted(done, key=order), about)
 
 
 def order(row): return tuple(str(row[k]) for k in ("set", "model", "seed", "attack", "eps"))

@@ -10,7 +10,7 @@ model is measured on the test photos of its own quality, and the runs that were 
 all qualities: bytes a file, accuracy, robust accuracy and defense rate by the attack that reports use, and look scale.
 A second call goes on where the first was killed.
 """
-import argparse, csv, io, json, shlex, shutil, subprocess, sys, time
+import argparse, csv, io, shlex, shutil, subprocess, sys, time
 from functools import partial
 from pathlib import Path
 
@@ -32,6 +32,9 @@ from advlook.lookscale import look_scale, shift_averaged
 from advlook.robustness import share_of, survives
 from advlook.strong import strong
 from advlook.zoo import bundled_runs, load_bundled, manifest
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
+from common import write_down
 
 HERE = Path(__file__).parent
 WEIGHTS = HERE.parent / "weights"
@@ -97,13 +100,10 @@ def measure(model, images, seed: int):
 
 
 def write(rows: list[dict], args) -> None:
-    about = dict(command=f"python nbs/results/scales/jpeg.py --n {args.n}", date=time.strftime("%Y-%m-%d"), n=args.n, seed=args.seed)
-    about |= dict(attack=strong.in_short(), threads=args.threads, device="cpu", versions=versions())
-    with atomic(HERE / "jpeg.json") as part: part.write_text(json.dumps(about, indent=1) + "\n")
-    with atomic(HERE / "jpeg.csv") as part, part.open("w", newline="") as out:
-        writer = csv.DictWriter(out, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    about = dict(command=f"python nbs/results/scales/jpeg.py --n {args.n}", date=time.strftime("%Y-%m-%d"))
+    about |= dict(n=args.n, seed=args.seed, attack=strong.in_short(), threads=args.threads, device="cpu")
+    about |= dict(versions=versions())
+    write_down(HERE / "jpeg", COLUMNS, rows, about)
 
 
 def pairs(folders: dict[str, Path]):

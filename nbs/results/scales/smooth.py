@@ -6,19 +6,22 @@ Rows go to smooth.csv beside this file.
 Each map is averaged over shifts of the image by 0 to 3 pixels, and every shift has noise of its own: a map of 50 copies
 costs 800 passes forward and back.
 """
-import argparse, csv, json, time
+import argparse, sys, time
 from pathlib import Path
 
 import torch
 
 from advlook.data import load_images
-from advlook.files import atomic, versions
+from advlook.files import versions
 from advlook.functions import in_batches
 from advlook.core import predict
 from advlook.gradients import vanilla_grad
 from advlook.lookscale import look_scale, shift_averaged
 from advlook.smoothing import smoothed
 from advlook.zoo import load_trio
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
+from common import write_down
 
 HERE = Path(__file__).parent
 COLUMNS = "model sigma copies image scale".split()
@@ -28,11 +31,7 @@ SETTINGS = (0, 1), (0.05, 50), (0.15, 1), (0.15, 5), (0.15, 50), (0.3, 50)   # s
 def write(rows: list[dict], args) -> None:
     about = dict(command="python nbs/results/scales/smooth.py", date=time.strftime("%Y-%m-%d"))
     about |= dict(n=args.n, seed=args.seed, trio="cifar10, seed 0", shifts=4, device="cpu", versions=versions())
-    with atomic(HERE / "smooth.json") as part: part.write_text(json.dumps(about, indent=1) + "\n")
-    with atomic(HERE / "smooth.csv") as part, part.open("w", newline="") as out:
-        writer = csv.DictWriter(out, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_down(HERE / "smooth", COLUMNS, rows, about)
 
 
 def main():

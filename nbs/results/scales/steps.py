@@ -5,16 +5,19 @@
 The gap of each photo: how far the sum of its map is from the rise of the logit, over that rise, from black and from the
 image's mean color.
 """
-import argparse, csv, json, time
+import argparse, sys, time
 from pathlib import Path
 
 import torch
 
 from advlook.core import predict, to_float
 from advlook.data import load_images
-from advlook.files import atomic, versions
+from advlook.files import versions
 from advlook.paths import completeness_gap
 from advlook.zoo import load_trio
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
+from common import write_down
 
 HERE = Path(__file__).parent
 COLUMNS = "model baseline steps image gap".split()
@@ -24,11 +27,7 @@ STEPS = {"black": (10, 50, 200), "mean": (50,)}
 def write(rows: list[dict], args) -> None:
     about = dict(command="python nbs/results/scales/steps.py", date=time.strftime("%Y-%m-%d"))
     about |= dict(n=args.n, seed=args.seed, trio="cifar10, seed 0", device="cpu", versions=versions())
-    with atomic(HERE / "steps.json") as part: part.write_text(json.dumps(about, indent=1) + "\n")
-    with atomic(HERE / "steps.csv") as part, part.open("w", newline="") as out:
-        writer = csv.DictWriter(out, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_down(HERE / "steps", COLUMNS, rows, about)
 
 
 def main():
