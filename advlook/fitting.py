@@ -106,12 +106,12 @@ def _by_likeness(asked: str | None, names: list[str]) -> list[str]:
 
 
 def _in_rounds(names: list[str]) -> list[str]:
-    "One of each family, then the second of each; of each round first the ResNets, which most files hold"
+    "The ResNets, which most files hold; then one of each family, the second of each, and so on"
     place: Counter = Counter()
 
     def count(name):
         place[_family(name)] += 1
-        return place[_family(name)], not _family(name).endswith(":resnet")
+        return not _family(name).endswith(":resnet"), place[_family(name)]
     return sorted(names, key=count)
 
 
