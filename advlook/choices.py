@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NORMS', 'ATTACKS', 'ARCHITECTURES', 'number', 'numbers', 'usual_eps', 'ball_kind', 'make_ball', 'find_attack',
-           'named_functions', 'choose_device']
+           'named_functions', 'named_attributions', 'choose_device']
 
 # %% ../nbs/62b_choices.ipynb #3098dc10
 import inspect
@@ -117,6 +117,27 @@ def _checked(thing, what: str, arguments: int):
     each = thing.values() if isinstance(thing, dict) else [thing]
     for function in each: check_signature(function, what, arguments)
     return thing
+
+# %% ../nbs/62b_choices.ipynb #130ba5d5
+def named_attributions(
+    words: list[str] | None,  # names of ours, NAME=MODULE:FUNCTION
+) -> dict[str, Callable | None]:
+    "One's own by name, and None for each of ours that is not wanted, if some are named. ValueError for what is none"
+    from advlook.findings import ATTRIBUTIONS, PICTURES
+    ours, words = {_letters(name): name for name in ATTRIBUTIONS | PICTURES}, words or []
+    chosen = [_one_of_ours(word, ours) for word in words if not set("=:") & set(word)]
+    left = {name: None for name in ours.values() if chosen and name not in chosen}
+    return left | named_functions("--attribution", [word for word in words if set("=:") & set(word)], 3)
+
+
+def _one_of_ours(word: str, ours: dict[str, str]) -> str:
+    if _letters(word) in ours: return ours[_letters(word)]
+    from advlook.callables import near
+    known = f"--attribution is one of {', '.join(ours.values())}, or NAME=MODULE:FUNCTION"
+    raise ValueError(f"{known}, but it is {word!r}" + near(word, ours.values()))
+
+
+def _letters(name: str) -> str: return "".join(filter(str.isalnum, name)).lower()
 
 # %% ../nbs/62b_choices.ipynb #77d2ac02
 def choose_device(device: str | None) -> str:

@@ -54,8 +54,9 @@ def look(
     attack: Annotated[Optional[str], Option(
         help="An attack's name, such as apgd, or module:function; default: strong")] = None,
     attribution: Annotated[Optional[list[str]], Option(
-        metavar="NAME=MODULE:FUNCTION",
-        help="An attribution (model, x, y) -> map of your own, beside ours; repeat for more")] = None,
+        metavar="NAME",
+        help="One of ours, such as SmoothGrad: only those that are named; or NAME=MODULE:FUNCTION, "
+             "an attribution (model, x, y) -> map of your own, beside ours; repeat for more")] = None,
     transform: Annotated[Optional[list[str]], Option(
         metavar="NAME=MODULE:FUNCTION",
         help="A transform x -> x of your own, or a dict of them by strength, beside ours; repeat for more")] = None,
@@ -74,13 +75,13 @@ def look(
 ) -> None:
     "Measure what models look at, print a table, and write a report with figures"
     if n < 1: raise ValueError(f"--n is the number of images, at least 1, but it is {n}")
-    from advlook.choices import choose_device, find_attack, make_ball, named_functions, numbers
+    from advlook.choices import choose_device, find_attack, make_ball, named_attributions, named_functions, numbers
     from advlook.files import whole_folder
     from advlook.arguments import asked_for, default_look
     from advlook.report import report
     ball = make_ball(norm, eps)
     functions = dict(attack=attack and find_attack(attack, ball),
-                     attributions=named_functions("--attribution", attribution, 3),
+                     attributions=named_attributions(attribution),
                      transforms=named_functions("--transform", transform, 1))
     with whole_folder(out, check=True): pass   # better known now than in a minute
     device = choose_device(device)

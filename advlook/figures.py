@@ -21,11 +21,11 @@ from .benchmark import plot_curves
 from .comparison import plot_scales
 from .core import predict, to_float
 from .filters import show_first_layers
-from .findings import ATTRIBUTIONS, trained
+from .findings import ATTRIBUTIONS, PICTURES, trained
 from .functions import in_batches
 from .images import Images
 from .sentences import count, say_curves, say_kernels, say_scales, say_waves
-from .show import color_of, map_scale, show_maps, show_rows, to_picture
+from .show import color_of, map_scale, show_heat, show_maps, show_rows, to_picture
 from .transforms import GaussianBlur
 
 if TYPE_CHECKING:
@@ -107,6 +107,11 @@ _ROW_SCALE = ("Each row has one scale for all its photos; "
               "the number under a model's name is the value that reaches full color.")
 _PHOTO_SCALE = ("Where a model is sure of its answer its loss hardly changes, "
                 "so each photo has a scale of its own here: compare patterns, not strengths.")
+_UNMEASURED = {
+    "SmoothGrad": "The mean over 50 copies with noise, which makes maps coarser by itself.",
+    "Integrated Gradients": "A map adds up to what the logit rises by from a black image to the photo.",
+    "Grad-CAM": "What speaks for the class where the last layer puts it together, on one scale for all; "
+                "that layer sees much more than the place itself."}
 
 
 def draw_maps(
@@ -116,19 +121,38 @@ def draw_maps(
     tables: dict[str, "pd.DataFrame"],
 ) -> Iterator[Drawing]:
     "A figure of maps for each attribution"
-    y = torch.zeros(len(images), dtype=torch.int64) if images.y is None else images.y
-    photos = "the same photo" if len(images) == 1 else f"the same {len(images)} photos"
     for number, (attribution, function) in enumerate(attributions.items(), 1):
-        maps = {name: in_batches(function, model, images.x, y) for name, model in models.items()}
-        by_photo = attribution == "Loss Grad"
-        if by_photo: maps = {name: _each_to_one(own) for name, own in maps.items()}
-        said = " ".join(say_scales(tables, attribution, trained(models)))
-        scale = _PHOTO_SCALE if by_photo else _ROW_SCALE
-        caption = _MAPS.format(attribution=attribution, photos=photos, scale=scale)
-        width = 0.9 if len(images) > 8 else 1.4
-        figure = show_maps(maps, images.x, short_titles(images), width=width)
+        shown = images[:6] if attribution in PICTURES else images   # of which a map takes up to 50 passes
+        y = torch.zeros(len(shown), dtype=torch.int64) if shown.y is None else shown.y
+        maps = {name: in_batches(function, model, shown.x, y) for name, model in models.items()}
+        said = say_scales(tables, attribution, trained(models)) + _say_broken(maps)
+        maps = {name: own.nan_to_num(0, 0, 0) for name, own in maps.items()}
+        figure, caption = _draw_maps(attribution, maps, shown), _caption(attribution, len(shown))
         yield Drawing(f"maps-{_file_name(attribution, number)}", f"What they look at: {attribution}",
-                      said, caption, figure, photos=True)
+                      " ".join(said), caption, figure, photos=True)
+
+
+def _say_broken(maps: dict[str, Tensor]) -> list[str]:
+    "Of models whose maps can't be drawn as they are"
+    lost = {name: int((~own.isfinite()).flatten(1).any(1).sum()) for name, own in maps.items()}
+    return [f"{count(n, 'map')} of {name} {'hold' if n > 1 else 'holds'} NaN or infinity, drawn as if it were zero."
+            for name, n in lost.items() if n]
+
+
+def _caption(attribution: str, n: int) -> str:
+    "How to read the maps"
+    told = _UNMEASURED.get(attribution, "")
+    if attribution == "Grad-CAM": return told
+    photos = "the same photo" if n == 1 else f"the same {n} photos"
+    scale = _PHOTO_SCALE if attribution == "Loss Grad" else _ROW_SCALE
+    return " ".join([_MAPS.format(attribution=attribution, photos=photos, scale=scale), told]).strip()
+
+
+def _draw_maps(attribution: str, maps: dict[str, Tensor], images: Images) -> "Figure":
+    width, titles = 0.9 if len(images) > 8 else 1.4, short_titles(images)
+    if attribution == "Grad-CAM": return show_heat(maps, images.x, titles, width, "Grad-CAM, logits")
+    if attribution == "Loss Grad": maps = {name: _each_to_one(own) for name, own in maps.items()}
+    return show_maps(maps, images.x, titles, width=width)
 
 
 def _each_to_one(maps: Tensor) -> Tensor: return torch.stack([m / map_scale(m) for m in maps])
@@ -136,7 +160,7 @@ def _each_to_one(maps: Tensor) -> Tensor: return torch.stack([m / map_scale(m) f
 
 def _file_name(attribution: str, number: int) -> str:
     "Names of one's own may hold anything"
-    if attribution not in ATTRIBUTIONS: return f"own-{number}"
+    if attribution not in ATTRIBUTIONS | PICTURES: return f"own-{number}"
     return re.sub(r"\W+", "-", attribution.lower()).strip("-")
 
 
@@ -215,10 +239,11 @@ def draw_all(
     images: Images,
     attributions: dict[str, Callable],
     tables: dict[str, "pd.DataFrame"],
+    main: str | None = None,  # by which scales are told; None: the first
 ) -> Iterator[Drawing]:
     "The figures of a report, one after the other"
     yield from draw_maps(models, images, attributions, tables)
-    yield from draw_scales(models, images, main_attribution(attributions), tables)
+    yield from draw_scales(models, images, main or main_attribution(attributions), tables)
     if len(tables["first_layers"]): yield _draw_kernels(models, tables["first_layers"])
     yield _draw_curves(trained(models), tables)
 

@@ -23,7 +23,7 @@ from .callables import error_line
 from .core import device_of, frozen, logits, predict, to_float
 from .figures import draw_all, main_attribution
 from .files import whole_folder
-from .findings import ATTRIBUTIONS, join_ours, measure, trained, usable_attributions
+from .findings import ATTRIBUTIONS, PICTURES, join_ours, measure, own_answer, trained, usable_attributions
 from .images import Images
 from .inputs import for_photos
 from .judge import bound_ball, check_attack, check_ball
@@ -59,7 +59,8 @@ def report(
     """
     ball = (bound_ball(attack) or Linf(4/255)) if ball is None else ball
     _check_settings(ball, attack, maps, batch_size)
-    asked, attack = join_ours(ATTRIBUTIONS, attributions), attack or partial(strong, ball=ball, steps=20)
+    asked = join_ours(ATTRIBUTIONS | PICTURES, attributions)
+    attack = attack or partial(strong, ball=ball, steps=20)
     controls = say_ladder(models) if isinstance(models, dict) else []
     models, images, notes, answers = _fit_together(models, images, list(notes or []), classes, show_images, batch_size)
     if not show_images: images, command = replace(images, note=f"{count(len(images))} not shown"), None
@@ -67,14 +68,15 @@ def report(
         usable, left_out = usable_attributions(models, images, asked)
         if not usable: raise ValueError("none of the attributions works for all of these models: " + " ".join(left_out))
         tables, ground, used, remarks = measure(
-            models, images, usable, attack, ball, batch_size, seed, transforms, answers)
+            models, images, _measured(usable), attack, ball, batch_size, seed, transforms, answers)
         if images.y is None: remarks.insert(0, _NO_LABELS)
         result = Report(
             path=_page_in(out), table=people_table(tables, in_short(attack, ball)), tables=tables,
             sentences=_lead(tables, main_attribution(used), trained(models)),
             flags=red_flags(models, images, tables, batch_size, answers),
             notes=notes + controls + remarks + left_out, images=images.note)
-        drawings = draw_all(models, _some_of(ground, maps), used, tables)
+        shown = _shown(usable, used, ground) if show_images else used
+        drawings = draw_all(models, _some_of(ground, maps), shown, tables, main_attribution(used))
         drawings = [drawing for drawing in drawings if show_images or not drawing.photos]
         made = how_made(models, images, attack, seed, command, used, transforms)
         write_page(folder, result, drawings, made, images)
@@ -83,6 +85,18 @@ def report(
 
 _NO_LABELS = ("These images have no labels: each model's own prediction on the untouched image stands in, "
               "and agreement with it is measured instead of accuracy.")
+
+
+def _measured(usable: dict[str, Callable]) -> dict[str, Callable]:
+    "Those whose scale is measured; without any, the first of ours stands in for the tables"
+    found = {name: function for name, function in usable.items() if function is not PICTURES.get(name)}
+    return found or dict([next(iter(ATTRIBUTIONS.items()))])
+
+
+def _shown(usable: dict[str, Callable], used: dict[str, Callable], ground: Images) -> dict[str, Callable]:
+    "All that were asked for, as they are used: where models have classes of their own, each is asked its own answer"
+    own = own_answer if ground.y is None else lambda function: function
+    return {name: used.get(name) or own(function) for name, function in usable.items()}
 
 
 def _page_in(out: str | Path) -> Path:

@@ -109,11 +109,12 @@ def _say_no_ratio(r) -> str:
 
 
 def say_scales(tables: dict[str, "pd.DataFrame"], attribution: str, names: list[str]) -> list[str]:
-    "One sentence for each pair or, of a single model, its scale beside that of white noise"
+    "One sentence for each pair or, of a single model, its scale beside white noise's; none if that was not measured"
     if len(names) > 1:
         ratios = tables["ratios"]
         return [say_ratio(r) for _, r in ratios[ratios.attribution == attribution].iterrows()]
     of = _of(tables["scales"], attribution)
+    if not len(of): return []
     name, wavelength = names[0], of.wavelength[names[0]]
     if not np.isfinite(wavelength): return [_say_no_scale(attribution, name, of.left_out[name])]
     noise = of.wavelength["white noise"]

@@ -83,15 +83,20 @@ def show_maps(
     shared: bool = False,  # one scale for all rows instead of one each
     width: float = 1.1,  # of a column, in inches
 ) -> "Figure":
-    "Signed maps in rows, zero at mid-gray, each row's scale beside its name"
+    "Signed maps in rows, zero at mid-gray, each row's scale beside its name. ValueError if one holds NaN"
     maps = {name: m.detach().cpu() for name, m in maps.items()}
-    values = [m.flatten() for m in maps.values()]
-    every = map_scale(torch.cat(values)) if shared else None
+    values = torch.cat([m.flatten() for m in maps.values()])
+    _check_colors(values)
+    every = map_scale(values) if shared else None
     rows = {} if images is None else {"image": images}
     for name, m in maps.items():
         scale = every or map_scale(m)
         rows[f"{name}\n±{scale:.2g}"] = signed_picture(m, scale)
     return show_rows(rows, titles, width)
+
+
+def _check_colors(values: Tensor) -> None:
+    if not values.isfinite().all(): raise ValueError("a map to be shown holds NaN or infinity, which have no color")
 
 # %% ../nbs/01_show.ipynb #5aada9e2
 FOR, AGAINST = (0.9, 0.1, 0.0), (0.0, 0.3, 1.0)   # red, blue
@@ -119,7 +124,7 @@ def show_heat(
 ) -> "Figure":
     "Maps as heat over their images, in rows, on one scale for all. ValueError if one holds NaN"
     values = torch.cat([m.detach().flatten().cpu().float() for m in maps.values()])
-    if not values.isfinite().all(): raise ValueError("a map to be shown holds NaN or infinity, which have no color")
+    _check_colors(values)
     scale = map_scale(values, 0.99)
     rows = {name: heat_picture(m, images, scale) for name, m in maps.items()}
     figure = show_rows(dict(image=images, **rows), titles, width)
@@ -133,6 +138,7 @@ def _heat_bar(figure: "Figure", scale: float, signed: bool, unit: str) -> None:
     low = -scale if signed else 0.
     ramp = torch.linspace(low, scale, 256).view(1, 1, 1, -1)
     colors = heat_picture(ramp, torch.full((1, 3, 1, 256), 0.5), scale)[0, :, 0].T.numpy()
+    figure.set_size_inches(figure.get_figwidth() + 0.8, figure.get_figheight())   # room for the bar
     drawn = ScalarMappable(Normalize(low, scale), ListedColormap(colors))
     bar = figure.colorbar(drawn, ax=figure.axes, shrink=0.6, aspect=25, pad=0.01, extend="both" if signed else "max")
     bar.set_ticks([low, 0, scale] if signed else [0, scale])

@@ -109,6 +109,10 @@ def leftovers(folder): return sorted(names(folder) - {"cache", "hub", "photos"})
 def manifest(folder): return json.loads((folder/"manifest.json").read_text())
 
 
+# of tests that are about something else than attacks and maps
+QUICK = "--attack", "pgd", "--attribution", "margin-grad", "--attribution", "grad-cam"
+
+
 def train_words(photos, *words):
     "A training of seconds"
     return ["train", photos, "--batch-size", 16, "--learning-rate", 0.02, *words]
@@ -130,7 +134,7 @@ def test_look_without_data(advlook, tmp_path):
 
 def test_same_seed_same_numbers(advlook, tmp_path):
     for out in "a", "b":
-        code, *_ = advlook("look", "--n", 8, "--out", out, whole=out == "b")
+        code, *_ = advlook("look", "--n", 8, "--attack", "strong", *QUICK[2:], "--out", out, whole=out == "b")
         assert code == 0
     for name in "robustness.csv", "scales.csv", "curves.csv":
         assert (tmp_path/"a"/name).read_bytes() == (tmp_path/"b"/name).read_bytes()
@@ -147,11 +151,11 @@ def test_own_models_and_photos(advlook, photos, tmp_path):
         assert told["metrics"].keys() == {"test_accuracy", "test_robust_accuracy"}
         assert str(tmp_path) not in (tmp_path/arch/"manifest.json").read_text()
     first = ["look", "--models", "A=resnet20/model.safetensors"]
-    both = [*first, "--models", "B=alexnet_bn_small/model.safetensors", "--data", photos]
+    both = [*first, "--models", "B=alexnet_bn_small/model.safetensors", "--data", photos, *QUICK]
     code, out, err = advlook(*both, "--out", "r")
     assert code == 0, err
     assert "20 images of photos (test)" in out and "than A does (" in out
-    code, out, err = advlook(*first, "--data", photos/"test"/"light", "--n", 4, "--out", "r")
+    code, out, err = advlook(*first, "--data", photos/"test"/"light", "--n", 4, *QUICK, "--out", "r")
     assert code == 0 and "no labels" in out, err
     code, out, err = advlook(*both, "--no-images", "--out", "shared")
     assert code == 0, err
@@ -168,7 +172,7 @@ def test_models_that_differ(advlook, photos, tmp_path):
         "def large(): return create_model('resnet8', 1000, seed=0, size=48)\n"
         "def broken(): return {}['weights']\n")
     (tmp_path/"classes.txt").write_text("dark = n01440764\nlight = goldfish\n")
-    words = ["look", "--models", "grey=nets:grey", "--models", "large=nets:large", "--data", photos, "--n", 8]
+    words = ["look", "--models", "grey=nets:grey", "--models", "large=nets:large", "--data", photos, "--n", 8, *QUICK]
     code, out, err = advlook(*words, "--classes", "classes.txt")
     assert code == 0, err
     related = "dark -> 0 tench", "light -> 1 goldfish"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from test_cli import advlook, leftovers, names, photos, server, train_words  # noqa: F401 (fixtures)
+from test_cli import QUICK, advlook, leftovers, names, photos, server, train_words  # noqa: F401 (fixtures)
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def one_sentence(err):
 
 
 def test_full_disk_while_reporting(advlook, disk, tmp_path):
-    code, out, err = advlook("look", "--n", 8, "--out", "disk/report")
+    code, out, err = advlook("look", "--n", 8, *QUICK, "--out", "disk/report")
     assert code == 2 and one_sentence(err) and "space" in err, err
     assert list((tmp_path/"disk").iterdir()) == []
 
@@ -60,7 +60,7 @@ def test_cache_that_cannot_be_written(advlook, disk, photos, tmp_path):
     (tmp_path/"file").write_text("")
     disk("size=4k")
     for cache in "disk/cache", "file":
-        code, out, err = advlook("look", "--data", photos, "--n", 4, ADVLOOK_CACHE=str(tmp_path/cache))
+        code, out, err = advlook("look", "--data", photos, "--n", 4, *QUICK, ADVLOOK_CACHE=str(tmp_path/cache))
         assert code == 0, err
 
 
@@ -78,7 +78,7 @@ def test_broken_weights(value, advlook, tmp_path):
 
 def test_killed_at_any_moment(advlook, photos, tmp_path):
     "kill -9, four times, at moments that differ; then the same command finds nothing to trip over, and clears up"
-    words = ["look", "--data", photos, "--n", 4, "--out", "r"]
+    words = ["look", "--data", photos, "--n", 4, *QUICK, "--out", "r"]
     scales = tmp_path/"r"/"scales.csv"
     start = time.time()
     code, *_ = advlook(*words, whole=True)   # as long as those that are killed

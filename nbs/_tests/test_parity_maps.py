@@ -1,4 +1,4 @@
-"""The same maps as other people's, where their libraries are installed (nbs/bench/peers.sh)
+"""Maps, and measures of maps, as other people have them, where their libraries are installed (nbs/bench/peers.sh)
 
 Within 1e-5 of the largest value of a map, in float64, on a small network, torchvision's ResNet-18, and one that calls
 its rectifiers as functions.
@@ -15,9 +15,12 @@ from torch import nn
 
 from advlook.activations import find_layer
 from advlook.cam import grad_cam, grad_cam_pp
+from advlook.deletion import road
 from advlook.gradients import gradient_times_input, integrated_grad, smooth_grad, vanilla_grad
 from advlook.guided import deconvnet, guided_backprop
+from advlook.likeness import spearman
 from advlook.noise import PerImage, draw, image_seeds
+from advlook.sanity import complexity, complexity_rise, stages
 from test_parity import peer  # noqa: F401
 
 
@@ -166,3 +169,59 @@ def test_grad_cam_pp_equals_grad_cam(peer, bench, which):
         A, g = seen.activations[0].numpy(), seen.gradients[0].numpy()
         maps = torch.tensor(theirs.get_cam_image(x, layer, targets, A, g)).relu()[:, None]
     equal(maps, grad_cam_pp(model, x, y, name, upsample=False), 1e-4)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_road_equals_grad_cam(peer, share):
+    x = torch.rand(3, 3, 24, 17, generator=torch.Generator().manual_seed(0))
+    removed = torch.rand(3, 24, 17, generator=torch.Generator().manual_seed(1)) < share
+    imputer = peer("pytorch_grad_cam.metrics.road").NoisyLinearImputer(noise=0)
+    theirs = torch.stack([imputer(image, (~mask).float()) for image, mask in zip(x, removed)])
+    equal(theirs, road(x, removed, noise=0), 1e-4)
+
+
+ORDERS = {"cascading": "top_down", "bottom-up": "bottom_up", "independent": "independent"}
+PLAIN = dict(abs=False, normalise=False, disable_warnings=True)
+
+
+def randomized_by(metric, model, x, y):
+    "What a metric of Quantus finds of Vanilla maps, and the models with random weights that it has made for that"
+    random = []
+
+    def explain(model, inputs, targets, **_):
+        random.append(copy.deepcopy(model))
+        return vanilla_grad(model, torch.from_numpy(inputs), torch.from_numpy(targets)).numpy()
+
+    return metric(model, x.numpy(), y.numpy(), None, explain_func=explain, device="cpu"), random
+
+
+@pytest.fixture
+def plain():
+    "A network without normalization, images, and classes"
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(6272, 10)
+    return nn.Sequential(*layers).eval(), torch.rand(4, 3, 32, 32), torch.arange(4)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_randomization_equals_quantus(peer, plain, order):
+    "The layers that are re-drawn, stage by stage, and what likeness of maps is made of their models"
+    model, x, y = plain
+    theirs, random = randomized_by(peer("quantus").MPRT(layer_order=ORDERS[order], **PLAIN), model, x, y)
+    every = [name for name, in stages(model)]
+    if order == "cascading": every.reverse()
+    before = model.state_dict()
+    for step, (name, net) in enumerate(zip(every, random[-len(every):], strict=True)):
+        after = net.state_dict()
+        changed = {key.rpartition(".")[0] for key, v in after.items() if not torch.equal(v, before[key])}
+        assert changed == ({name} if order == "independent" else set(every[:step + 1]))
+        equal(torch.tensor(theirs[name]), spearman(vanilla_grad(model, x, y), vanilla_grad(net, x, y)))
+
+
+def test_complexity_rises_as_with_quantus(peer, plain):
+    theirs, random = randomized_by(peer("quantus").EfficientMPRT(**PLAIN), *plain)
+    with patch("advlook.sanity.redrawn", lambda *_: random[-1]): ours = complexity_rise(*plain, vanilla_grad)
+    equal(torch.tensor(theirs).double(), ours)
+    maps = torch.randn(5, 3, 16, 16, generator=torch.Generator().manual_seed(0)).double() ** 3
+    entropy = peer("quantus.functions.complexity_func").discrete_entropy
+    equal(torch.tensor([entropy(m.numpy(), m.numpy()) for m in maps]), complexity(maps))

@@ -15,12 +15,12 @@ while case "${1:-}" in --apart) apart=yes ;; --light) light=yes ;; *) false ;; e
 folder=${1:-nbs/bench/.peers}
 python=${PYTHON:-python}
 
-peers="torchattacks==3.5.1 foolbox==3.3.4 adversarial-robustness-toolbox==1.20.1 adv-lib==0.2.8 pyautoattack==0.2.0 robustness==1.2.1.post2 captum==0.9.0 grad-cam==1.5.7"
-needs="cox==0.2 tensorboardX==2.6.5 dill==0.4.1 eagerpy==0.30.0 GitPython==3.2.1 gitdb==4.0.12 smmap==5.0.3 scikit-learn==1.9.1 cloudpickle==3.1.2 joblib==1.6.0 threadpoolctl==3.8.0 narwhals==2.29.0 visdom==0.2.4 ttach==0.0.3"
+peers="torchattacks==3.5.1 foolbox==3.3.4 adversarial-robustness-toolbox==1.20.1 adv-lib==0.2.8 pyautoattack==0.2.0 robustness==1.2.1.post2 captum==0.9.0 grad-cam==1.5.7 quantus==0.6.0"
+needs="cox==0.2 tensorboardX==2.6.5 dill==0.4.1 eagerpy==0.30.0 GitPython==3.2.1 gitdb==4.0.12 smmap==5.0.3 scikit-learn==1.9.1 cloudpickle==3.1.2 joblib==1.6.0 threadpoolctl==3.8.0 narwhals==2.29.0 visdom==0.2.4 ttach==0.0.3 scikit-image==0.26.0 lazy-loader==0.6 cachetools==8.0.2"
 
 if [ -n "$light" ]; then
-    peers="torchattacks==3.5.1 foolbox==3.3.4 pyautoattack==0.2.0 captum==0.9.0 grad-cam==1.5.7"
-    needs="eagerpy==0.30.0 GitPython==3.2.1 gitdb==4.0.12 smmap==5.0.3 ttach==0.0.3 scikit-learn==1.9.1 cloudpickle==3.1.2 joblib==1.6.0 threadpoolctl==3.8.0 narwhals==2.29.0"
+    peers="torchattacks==3.5.1 foolbox==3.3.4 pyautoattack==0.2.0 captum==0.9.0 grad-cam==1.5.7 quantus==0.6.0"
+    needs="eagerpy==0.30.0 GitPython==3.2.1 gitdb==4.0.12 smmap==5.0.3 ttach==0.0.3 scikit-image==0.26.0 lazy-loader==0.6 cachetools==8.0.2 scikit-learn==1.9.1 cloudpickle==3.1.2 joblib==1.6.0 threadpoolctl==3.8.0 narwhals==2.29.0"
 fi
 
 "$python" -m venv "$folder"
