@@ -87,7 +87,7 @@ def paper_claims(
 def _in_short(r) -> str:  # a row of the ledger
     "holds: × 1.27 [1.19, 1.35]"
     if r.n == 0: return "can't be tested"
-    form = "{:.2f}" if r.effect == "ratio" else "{:+.1f}"
+    form = "{:.2f}" if r.effect == "ratio" else "{:+.2f}" if abs(r.estimate) < 1 else "{:+.1f}"
     size = ("× " if r.effect == "ratio" else "") + form.format(r.estimate)
     if r.n < LEAST_PAIRS: return f"{size} ({'one pair' if r.n == 1 else f'{r.n} pairs'})"
     return f"{r.verdict}: {size} [{form.format(r.low)}, {form.format(r.high)}]"
