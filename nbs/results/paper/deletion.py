@@ -1,7 +1,7 @@
 """Which maps know what an answer rests on? Pixels of Imagenette's photos are removed in the order of each map
 
     python nbs/results/paper/deletion.py                # in the mean color, and blurred: minutes
-    python nbs/results/paper/deletion.py --fills road   # by ROAD: hours
+    python nbs/results/paper/deletion.py --fills road   # by ROAD: longer
 
 A row of deletion.csv, beside this file, is a model, a map, what replaces a pixel, the order, and a photo that the model
 gets right: the area under the probability of its class while a twentieth of the pixels after the other is removed.
