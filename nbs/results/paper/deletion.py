@@ -62,7 +62,8 @@ def main():
                     rows += [about | dict(photo=i, area=f"{a:.5f}") for i, a in zip(places, areas.tolist())]
             print(who, name, flush=True)
     about = dict(command="python nbs/results/paper/deletion.py", date=time.strftime("%Y-%m-%d"), device="cpu")
-    about |= dict(n=args.n, seed=args.seed, models="imagenette, seed 0", fills=args.fills, threads=args.threads, versions=versions())
+    about |= dict(n=args.n, seed=args.seed, models="imagenette, seed 0", fills=args.fills)
+    about |= dict(threads=args.threads, versions=versions())
     write_down(HERE / "deletion", COLUMNS, rows, about)
 
 
