@@ -120,13 +120,13 @@ def train_words(photos, *words):
 
 def test_look_without_data(advlook, tmp_path):
     "Nothing at hand: it looks at images made by code, says so, and writes everything"
-    code, out, err = advlook("look", "--n", 16, whole=True)
+    code, out, err = advlook("look", "--n", 8, whole=True)
     assert code == 0, err
     for said in "Shapes x Textures", "ADVLOOK_DATA", "look scale", "accuracy", "ADV looks at things": assert said in out
     report = tmp_path/"advlook-report"
     assert {"index.html", "report.json", "curves.csv", "robustness.csv", "maps-loss-grad.png"} <= names(report)
     made = json.loads((report/"report.json").read_text())["how_made"]
-    assert made["command"] == "advlook look --n 16"
+    assert made["command"] == "advlook look --n 8"
     assert "torch" in made["versions"]
     texts = [file for file in report.iterdir() if file.suffix in (".html", ".json", ".csv")]
     assert all(str(tmp_path) not in file.read_text() for file in texts)
