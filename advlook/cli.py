@@ -45,7 +45,7 @@ def look(
     data: Annotated[Optional[str], Option(
         help="A data set of the catalogue, or a folder; "
              "default: CIFAR-10's test images, or else images made by code")] = None,
-    n: Annotated[int, Option(help="How many images, class by class")] = 500,
+    n: Annotated[int, Option(help="How many images, class by class")] = 200,
     out: Annotated[Path, Option(
         help="Folder for the report; an earlier report there is replaced")] = Path("advlook-report"),
     eps: Annotated[Optional[str], Option(

@@ -53,7 +53,7 @@ def test_readme_command(folder):
     run(sys.executable, "-m", "venv", "venv", cwd=folder)
     commands = folder/"venv"/("Scripts" if os.name == "nt" else "bin")
     run(commands/"python", "-m", "pip", "install", "--quiet", ".", cwd=folder/"clone")
-    print(run(commands/"advlook", "look", "--n", "32", cwd=folder, HOME=str(folder)))
+    print(run(commands/"advlook", "look", "--n", "8", cwd=folder, HOME=str(folder)))
     report = folder/"advlook-report"
     for kind in "index.html", "*.csv", "*.json", "*.png": assert any(report.rglob(kind)), f"no {kind} in the report"
     found = "from importlib.util import find_spec; print(*filter(find_spec, ['nbdev', 'fastcore']))"
