@@ -20,17 +20,18 @@ from torch import Tensor
 from advlook.calibration import sobel_edges, the_image
 from advlook.cam import grad_cam
 from advlook.core import frozen, to_float
-from advlook.data import load_images
+from advlook.faithfulness import energy_gain
 from advlook.files import versions
 from advlook.functions import in_batches
 from advlook.gradients import integrated_grad, loss_grad, smooth_grad, vanilla_grad
 from advlook.guided import guided_backprop
 from advlook.likeness import spearman, ssim
 from advlook.lookscale import look_scale
-from advlook.zoo import bundled_runs, load_bundled, manifest
+from advlook.zoo import load_bundled
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
+sys.path[:0] = [str(Path(__file__).parents[2] / "bench"), str(Path(__file__).parents[1] / "scales")]
 from common import write_down
+from pairs import SETS, photos_of, runs_of, weights_of
 
 HERE = Path(__file__).parent
 average_grad = partial(integrated_grad, times_difference=False)
@@ -43,14 +44,7 @@ ATTRIBUTIONS = {
 FLOORS = {"the image": the_image, "Sobel edges": sobel_edges}
 LIKENESSES = {"Spearman": spearman, "Spearman, absolute": partial(spearman, absolute=True), "SSIM": ssim}
 UNSCALED = "Integrated Gradients", "Grad-CAM"   # what carries the image in itself, or the grid of its layer
-SETS = "cifar10", "cifar10-alexnet", "imagenette", "imagenette-alexnet"
 STEEPEST = 0.1   # share of the pixels
-
-
-def runs_of(name: str) -> list[str]:
-    "All bundled runs, and those of STD before training"
-    runs = bundled_runs()[name]
-    return runs + [run.replace("std-", "random-") for run in runs if run.startswith("std-")]
 
 
 def pairs_of(runs: list[str]) -> list[tuple[str, str]]:
@@ -67,13 +61,6 @@ def pairs_of(runs: list[str]) -> list[tuple[str, str]]:
     return list(dict.fromkeys(pairs))
 
 
-def weights_of(name: str, run: str) -> str:
-    "The begin of their digest"
-    random = run.startswith("random-")
-    made = manifest(name, run.replace("random-", "std-"))
-    return made["initial_sha256" if random else "sha256"][:8]
-
-
 def maps_of(function, model, images) -> Tensor:
     with frozen(model): return in_batches(function, model, images.x, images.y)
 
@@ -81,16 +68,16 @@ def maps_of(function, model, images) -> Tensor:
 def energy(maps: Tensor) -> Tensor: return maps.double().square().sum(1, keepdim=True)
 
 
-def gain_on_edges(maps: Tensor, edges: Tensor) -> Tensor:
-    "Energy on the steepest pixels, over their share of the area"
-    e, steep = energy(maps).flatten(1), energy(edges).flatten(1)
-    chosen = steep.topk(round(STEEPEST * steep.shape[1]), 1).indices
-    return e.gather(1, chosen).sum(1) / e.sum(1) / (chosen.shape[1] / e.shape[1])
+def steepest(edges: Tensor) -> Tensor:  # bool [N,H,W]
+    "The tenth of the pixels where a photo is steepest"
+    steep = energy(edges).flatten(1)
+    places = steep.topk(round(STEEPEST * steep.shape[1]), 1).indices
+    return torch.zeros_like(steep, dtype=torch.bool).scatter(1, places, True).view(len(edges), *edges.shape[2:])
 
 
 def of_a_run(maps: Tensor, edges: Tensor, attribution: str) -> dict[str, float]:
     found = {"follows edges": np.nanmean(spearman(energy(maps), energy(edges))),
-             "gain on edges": np.exp(np.nanmean(gain_on_edges(maps, edges).log()))}
+             "gain on edges": np.exp(np.nanmean(energy_gain(maps, steepest(edges)).log()))}
     if attribution not in UNSCALED: found["look scale"] = look_scale(maps).log().mean().exp().item()
     return found
 
@@ -130,7 +117,6 @@ def measure(name: str, images, runs: list[str]):
         print(f"{name}: {attribution}", flush=True)
 
 
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("sets", nargs="*", help=f"of {', '.join(SETS)}; default: all")
@@ -146,9 +132,7 @@ def main():
         runs, here = runs_of(name), [row for row in rows if row["set"] == name]
         known = {(row["first"], row["weights"]) for row in here if not row["second"]}
         if not args.anew and known == {(run, weights_of(name, run)) for run in runs}: continue
-        data = manifest(name, "std-0")["data"]["name"]
-        n, size = (args.n, None) if data == "cifar10" else (args.n // 2, 128)
-        images = load_images(data, "test", n=n, seed=args.seed, size=size)
+        images = photos_of(name, args.n, 2, args.seed)
         new = list(measure(name, images, runs))
         rows = [row for row in rows if row["set"] != name] + new
         rows.sort(key=lambda row: SETS.index(row["set"]))

@@ -2,7 +2,7 @@
 
     python nbs/results/paper/randomization.py
 
-A row of randomization.csv, beside this file, is a stage of the cascade (0: nothing is random) and a likeness to the
+A row of randomization.csv, beside this file, is a stage of the cascade (counted from 1) and a likeness to the
 map from before, or, as "complexity", the relative rise of the map's complexity once all is random; the mean over the
 photos. What is called smooth is averaged over 50 noisy copies first (Hedström et al. 2024, arXiv 2401.06465).
 """

@@ -45,6 +45,13 @@ def weights_of(name: str, run: str) -> str:
     return made["initial_sha256" if random else "sha256"][:12]
 
 
+def photos_of(name: str, n: int, share: int, seed: int):
+    "The test photos by which the runs of a set are compared: n, class by class; of Imagenette one in `share` of that"
+    data = manifest(name, "std-0")["data"]["name"]
+    n, size = (n, None) if data == "cifar10" else (n // share, 128)
+    return load_images(data, "test", n=n, seed=seed, size=size)
+
+
 def measure(name: str, run: str, images, done: set):
     "A row for each attribution of a run, such as std-0, that is not done"
     kind, _, seed = run.rpartition("-")
@@ -100,9 +107,7 @@ def main():
     rows = [] if args.anew or not file.exists() else pd.read_csv(file, dtype=dict(weights=str)).to_dict("records")
     done = {tuple(row[key] for key in ("set", "run", "seed", "weights", "attribution")) for row in rows}
     for name in SETS:
-        data = manifest(name, "std-0")["data"]["name"]
-        n, size = (args.n, None) if data == "cifar10" else (args.n // 3, 128)
-        images = load_images(data, "test", n=n, seed=args.seed, size=size)
+        images = photos_of(name, args.n, 3, args.seed)
         counts[name] = len(images)
         for run in runs_of(name):
             new = list(measure(name, run, images, done))
